@@ -1,0 +1,1 @@
+"""Quantizers, written once and shared by the tokenizers."""

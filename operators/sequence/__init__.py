@@ -1,0 +1,1 @@
+"""Interleaving token fields into sequences."""

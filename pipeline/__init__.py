@@ -1,0 +1,1 @@
+"""Tokenmill's engine: plans, runs, commits and reads tokenized data sets."""

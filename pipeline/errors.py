@@ -1,0 +1,60 @@
+"""Errors of the engine, with the exit code that each one ends a run with."""
+
+from operators.errors import ContractError, RowErrors, SampleError, SetupError, TokenmillError
+
+__all__ = [
+    "AlreadyCommittedError",
+    "BudgetExceededError",
+    "ContractError",
+    "FingerprintMismatchError",
+    "IntegrityError",
+    "PoisonPartitionError",
+    "RowErrors",
+    "SampleError",
+    "SetupError",
+    "SpecError",
+    "TokenmillError",
+    "TransientError",
+]
+
+
+class SpecError(TokenmillError):
+    """The job is wrong: file, line, field, what is allowed. Nothing was touched."""
+
+    exit_code = 2
+
+
+class BudgetExceededError(TokenmillError):
+    """More samples were quarantined than ``max_bad_samples`` allows."""
+
+    exit_code = 4
+
+
+class IntegrityError(TokenmillError):
+    """Stored bytes differ from what the ledger or the manifest says."""
+
+    exit_code = 5
+
+
+class FingerprintMismatchError(TokenmillError):
+    """The output folder belongs to another recipe, or a loader state to another data set."""
+
+    exit_code = 5
+
+
+class TransientError(TokenmillError):
+    """Storage or a worker was lost for now; worth another attempt."""
+
+    exit_code = 6
+
+
+class PoisonPartitionError(TokenmillError):
+    """A partition killed its worker at every attempt."""
+
+    exit_code = 7
+
+
+class AlreadyCommittedError(TokenmillError):
+    """Another attempt committed this partition first; drop yours and go on."""
+
+    exit_code = 5

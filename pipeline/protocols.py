@@ -1,0 +1,178 @@
+"""What the parts of the engine promise each other."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from operators.base import Batch, FieldSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One object of a source's listing.
+
+    Attributes:
+        uri: Where to read it.
+        name: Path below the listing's fixed prefix: the same wherever the data lies, so it may
+            stand in shards.
+        num_bytes: Size at planning time.
+        version: etag or modification time at planning time, "" when the store has neither.
+    """
+
+    uri: str
+    name: str
+    num_bytes: int
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRange:
+    """A file, or a range of a file's row groups.
+
+    Attributes:
+        file: The object.
+        first: First row group, 0 for a whole file.
+        stop: One past the last row group; None is the end of the file.
+        first_row: Row number in the file of the range's first row.
+        num_bytes: Bytes of the range, for scheduling.
+    """
+
+    file: SourceFile
+    num_bytes: int
+    first: int = 0
+    stop: int | None = None
+    first_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The unit of scheduling, retry, determinism, commit and shard naming.
+
+    Attributes:
+        index: Position in the plan, from 0.
+        ranges: What to read, in order.
+        max_samples: Stop after this many input samples; None reads all.
+    """
+
+    index: int
+    ranges: tuple[SourceRange, ...]
+    max_samples: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Input bytes."""
+        return sum(r.num_bytes for r in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One sample that could not be used.
+
+    Attributes:
+        row: Position in the partition's input, from 0.
+        key: The sample's key.
+        uri: File it came from (``SourceFile.name``).
+        step: ``read`` or the operator's name.
+        error: Class of the error, e.g. ``SampleError``.
+        reason: What was found, one line.
+        payload: The sample's original fields, when the job asks to keep them.
+    """
+
+    row: int
+    key: str
+    uri: str
+    step: str
+    error: str
+    reason: str
+    payload: Mapping[str, bytes] | None = None
+
+
+@dataclass(slots=True)
+class SampleBlock:
+    """Consecutive input samples of one partition, as read.
+
+    The block covers input rows ``first_row .. first_row + num_samples``; those in ``rejected`` have
+    no row in the columns, all others do, in order.
+
+    Attributes:
+        first_row: Position of the block's first sample in the partition's input.
+        rows: int64 [N], the input position of each column row.
+        columns: Fields, N rows each, with ``key`` (large_string) among them.
+        file_name: The file that all samples of the block come from.
+        num_samples: Samples covered: N + len(rejected).
+        num_bytes: Bytes read for it.
+        rejected: Samples that could not be read.
+    """
+
+    first_row: int
+    rows: np.ndarray
+    columns: Batch
+    file_name: str
+    num_samples: int
+    num_bytes: int
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """Lists partitions and reads their samples, both in a stable order; O(1) samples in memory."""
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]:
+        """The fields of a sample, without ``key``."""
+        ...
+
+    def list_partitions(self) -> Iterator[Partition]:
+        """Turn the sorted listing into partitions. Called once per data set, by the planner.
+
+        Raises:
+            SetupError: nothing matches, or credentials are missing.
+        """
+        ...
+
+    def read(self, partition: Partition, block_rows: int) -> Iterator[SampleBlock]:
+        """Yield the partition's samples, up to ``block_rows`` input samples a block.
+
+        Blocks are cut every ``block_rows`` input samples of a file (never across files).
+
+        Raises:
+            TransientError: the store did not answer, or answered with fewer bytes.
+            IntegrityError: the object is not the one that was planned.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One written file of the data set.
+
+    Attributes:
+        path: Relative to the output folder.
+        num_bytes: Size.
+        sha256: Of the bytes, hex.
+        num_samples: Rows.
+        tokens: Token field -> ids in it (scalars, all streams together).
+    """
+
+    path: str
+    num_bytes: int
+    sha256: str
+    num_samples: int
+    tokens: Mapping[str, int]
+
+
+class Sink(Protocol):
+    """Writes one partition's rows to whole shards; the same rows give the same bytes."""
+
+    def write(self, columns: Batch) -> None:
+        """Append rows (numpy, Ragged and pyarrow columns), in order."""
+        ...
+
+    def close(self) -> Sequence[Shard]:
+        """Finish the last shard and return all of them."""
+        ...
+
+    def abort(self) -> None:
+        """Drop what was written; called instead of ``close``."""
+        ...
