@@ -131,6 +131,10 @@ class Source(Protocol):
         """
         ...
 
+    def count_samples(self, partition: Partition, at_most: int) -> int:
+        """Return how many samples a partition has, stopping at ``at_most``; reads no payloads."""
+        ...
+
     def read(self, partition: Partition, block_rows: int) -> Iterator[SampleBlock]:
         """Yield the partition's samples, up to ``block_rows`` input samples a block.
 
@@ -144,6 +148,21 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RowRange:
+    """Consecutive input rows of one source file.
+
+    Attributes:
+        name: ``SourceFile.name``.
+        first: First row, counted in the file.
+        stop: One past the last row.
+    """
+
+    name: str
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One written file of the data set.
 
@@ -153,6 +172,7 @@ class Shard:
         sha256: Of the bytes, hex.
         num_samples: Rows.
         tokens: Token field -> ids in it (scalars, all streams together).
+        sources: Input rows that its rows come from, in order.
     """
 
     path: str
@@ -160,13 +180,122 @@ class Shard:
     sha256: str
     num_samples: int
     tokens: Mapping[str, int]
+    sources: tuple[RowRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenSample:
+    """A written row by which ``verify`` tells that the operators still give the same ids.
+
+    Attributes:
+        partition: Where it was read.
+        row: Position in the partition's input.
+        key: The sample's key.
+        fields: Token field -> number of ids, SHA-256 of their bytes, and the first few.
+    """
+
+    partition: int
+    row: int
+    key: str
+    fields: Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What one stage did.
+
+    Attributes:
+        samples: Samples it finished.
+        num_bytes: Bytes it read (read), took in (operators) or wrote (write).
+        tokens: Ids it produced.
+        busy_s: Seconds of work, summed over its threads.
+        starved_s: Seconds it waited for input.
+        blocked_s: Seconds it waited for room behind it.
+        threads: Threads it may use.
+        steps: Operator -> busy seconds, for a stage of several operators.
+    """
+
+    samples: int = 0
+    num_bytes: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+    starved_s: float = 0.0
+    blocked_s: float = 0.0
+    threads: int = 1
+    steps: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionResult:
+    """What became of one partition: the content of its commit record.
+
+    ``num_input == num_written + num_filtered + num_quarantined``.
+
+    Attributes:
+        partition: Index in the plan.
+        num_input: Samples read.
+        num_written: Rows in the shards.
+        filtered: ``filter: reason`` -> samples.
+        quarantined: ``step: error`` -> samples.
+        shards: What was written.
+        quarantine: The quarantine file, or None when it is empty.
+        golden: The first written row.
+        stages: Stage name -> counts.
+        wall_s: Seconds from the first read to the last write.
+        worker: Which worker did it.
+    """
+
+    partition: int
+    num_input: int
+    num_written: int
+    filtered: Mapping[str, int]
+    quarantined: Mapping[str, int]
+    shards: tuple[Shard, ...]
+    quarantine: "QuarantineFile | None"
+    golden: GoldenSample | None
+    stages: Mapping[str, StageCounts]
+    wall_s: float
+    worker: str
+
+    @property
+    def num_filtered(self) -> int:
+        """Samples that filters dropped."""
+        return sum(self.filtered.values())
+
+    @property
+    def num_quarantined(self) -> int:
+        """Samples that could not be used."""
+        return sum(self.quarantined.values())
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineFile:
+    """The rejected samples of one partition, as JSON lines.
+
+    Attributes:
+        path: Relative to the output folder.
+        num_bytes: Size.
+        sha256: Of the bytes, hex.
+        num_samples: Lines.
+    """
+
+    path: str
+    num_bytes: int
+    sha256: str
+    num_samples: int
 
 
 class Sink(Protocol):
     """Writes one partition's rows to whole shards; the same rows give the same bytes."""
 
-    def write(self, columns: Batch) -> None:
-        """Append rows (numpy, Ragged and pyarrow columns), in order."""
+    def write(self, columns: Batch, files: np.ndarray, rows: np.ndarray) -> None:
+        """Append rows, in order.
+
+        Args:
+            columns: The output fields and ``key``; N rows each; numpy, Ragged or pyarrow.
+            files: int32 [N], which of the sink's source files each row was read from.
+            rows: int64 [N], row number in that file.
+        """
         ...
 
     def close(self) -> Sequence[Shard]:
@@ -175,4 +304,27 @@ class Sink(Protocol):
 
     def abort(self) -> None:
         """Drop what was written; called instead of ``close``."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs every partition at least once and yields results as they come.
+
+    Decides where, never what: any two engines give equal shards.
+    """
+
+    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
+        """Process partitions, in any order.
+
+        Raises:
+            TokenmillError: what ended the run; ``exit_code`` says which kind.
+        """
+        ...
+
+    def progress(self) -> Mapping[str, StageCounts]:
+        """Return what the workers have done so far in partitions not yet yielded."""
+        ...
+
+    def close(self) -> None:
+        """Stop the workers."""
         ...

@@ -1,1 +1,1 @@
-"""Engines."""
+"""Engines run partitions: ``inline`` in this process, ``ray`` on a cluster."""

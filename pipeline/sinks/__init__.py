@@ -1,1 +1,5 @@
-"""Sinks."""
+"""Sinks write one partition's rows to whole shards."""
+
+from pipeline.sinks.arrow import ArrowSink
+
+__all__ = ["ArrowSink"]

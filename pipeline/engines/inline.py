@@ -1,0 +1,59 @@
+"""The inline engine: one worker in this process. For debugging and for jobs under a minute."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+
+from pipeline.engines.attempts import Attempts
+from pipeline.errors import TransientError
+from pipeline.protocols import Partition, PartitionResult, StageCounts
+from pipeline.stages import Worker, WorkerTask
+
+AHEAD = 2
+"""Partitions handed to the worker at a time: the next is read while the last is written."""
+
+
+class InlineEngine:
+    """Runs every partition on one worker in this process, in order.
+
+    Args:
+        task: What the worker does.
+        max_attempts: Attempts at a partition when storage fails.
+    """
+
+    def __init__(self, task: WorkerTask, max_attempts: int) -> None:
+        self._task, self._max_attempts = task, max_attempts
+        self._worker: Worker | None = None
+
+    @property
+    def num_workers(self) -> int:
+        """Always one."""
+        return 1
+
+    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
+        """Process partitions; see ``Engine.run``."""
+        attempts = Attempts(self._max_attempts)
+        self._worker = Worker(self._task)
+        waiting = deque(partitions)
+        running: deque[tuple[Partition, Future[PartitionResult]]] = deque()
+        while waiting or running:
+            while waiting and len(running) < AHEAD:
+                partition = waiting.popleft()
+                running.append((partition, self._worker.submit(partition)))
+            partition, future = running.popleft()
+            try:
+                yield future.result()
+            except TransientError as error:
+                time.sleep(attempts.after_error(partition, error))
+                waiting.appendleft(partition)
+
+    def progress(self) -> Mapping[str, StageCounts]:
+        """Return what was done in partitions not yet yielded."""
+        return self._worker.progress() if self._worker is not None else {}
+
+    def close(self) -> None:
+        """Stop the worker."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None

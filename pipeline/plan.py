@@ -1,0 +1,276 @@
+"""Planning: check the chain of operators, cut the input into partitions, fingerprint the recipe.
+
+Pure and cheap: nothing here decodes, loads a model or writes. What is decided once is written down
+as ``_plan.jsonl``, so that a resume never plans again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from operators import registry
+from operators.base import FieldSpec, Operator, Resources, Step
+from pipeline.errors import ContractError, IntegrityError, SpecError
+from pipeline.manifest import FORMAT_VERSION
+from pipeline.protocols import Partition, Source, SourceFile, SourceRange
+from pipeline.spec import JobSpec
+from pipeline.storage import Storage, join
+
+PLAN = "_plan.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class BoundStep:
+    """An operator or filter with its place in the chain.
+
+    Attributes:
+        step: The operator.
+        label: Its name, with ``#2`` and so on from the second of that name.
+        reads: Operator's field name -> job's field name.
+        writes: The same for what it adds; empty for a filter.
+        fields: All fields after it, with ``key``.
+        keep: Those of them that something later reads, or that are written.
+    """
+
+    step: Step
+    label: str
+    reads: Mapping[str, str]
+    writes: Mapping[str, str]
+    fields: Mapping[str, FieldSpec]
+    keep: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The checked chain of a job.
+
+    Attributes:
+        source_fields: What the source gives, with ``key``.
+        steps: The operators in order.
+        output: Field -> spec of what is written, in file order, without ``key``.
+    """
+
+    source_fields: Mapping[str, FieldSpec]
+    steps: tuple[BoundStep, ...]
+    output: Mapping[str, FieldSpec]
+
+    @property
+    def resources(self) -> Resources:
+        """What one worker needs for all steps: GPUs add up, at least one core."""
+        parts = [bound.step.resources for bound in self.steps]
+        return Resources(
+            cpus=max(part.cpus for part in parts),
+            gpus=max(part.gpus for part in parts),
+            gpu_memory_bytes=sum(part.gpu_memory_bytes for part in parts),
+        )
+
+    def identities(self) -> list[dict[str, Any]]:
+        """Return what identifies every operator: name, version, and what its ``identity`` says.
+
+        Reads weight files to hash them.
+        """
+        found = []
+        for bound in self.steps:
+            step = bound.step
+            item = {"label": bound.label, "version": step.version, **step.identity()}
+            if isinstance(step, Operator):
+                item["metadata"] = dict(step.metadata())
+                item["outputs"] = {bound.writes[name]: str(s) for name, s in step.outputs.items()}
+            found.append(item)
+        plain: list[dict[str, Any]] = json.loads(json.dumps(found))
+        return plain
+
+
+def build_chain(job: JobSpec, source_fields: Mapping[str, FieldSpec]) -> Chain:
+    """Build the operators and check every field along the chain.
+
+    Raises:
+        SpecError: an operator reads a field that is not there or has another spec, or a field
+            that cannot be stored is to be written; says where.
+    """
+    fields: dict[str, FieldSpec] = {**source_fields, "key": FieldSpec("string")}
+    source = dict(fields)
+    seen: dict[str, int] = {}
+    steps: list[BoundStep] = []
+    for i, config in enumerate(job.operators):
+        where = f"operators[{i}] ({config.name})"
+        try:
+            step = registry.build(config)
+            inputs = step.inputs
+            outputs = step.outputs if isinstance(step, Operator) else {}
+        except ContractError as error:
+            raise SpecError(f"{where}: {error.message}", hint=error.hint) from None
+        reads = _rename(inputs, config.inputs, f"{where}.inputs")
+        writes = _rename(outputs, config.outputs, f"{where}.outputs")
+        for name, spec in inputs.items():
+            _check_input(where, reads[name], spec, fields)
+        fields = {**fields, **{writes[name]: spec for name, spec in outputs.items()}}
+        if "key" in writes.values():
+            raise SpecError(f"{where}: writes `key`, which is reserved", hint="rename the output")
+        seen[config.name] = seen.get(config.name, 0) + 1
+        label = config.name if seen[config.name] == 1 else f"{config.name}#{seen[config.name]}"
+        steps.append(BoundStep(step, label, reads, writes, fields, frozenset()))
+    output = {name: _output_field(name, fields) for name in job.shards.fields}
+    needed = set(output) | {"key"}
+    if job.run.keep_bad_bytes:
+        needed |= set(source)  # a late failure must still find the sample's original bytes
+    for i in reversed(range(len(steps))):
+        steps[i] = replace(steps[i], keep=frozenset(needed & set(steps[i].fields)))
+        needed = (needed - set(steps[i].writes.values())) | set(steps[i].reads.values())
+    return Chain(source, tuple(steps), output)
+
+
+def fingerprint(job: JobSpec, identities: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 over everything that changes bytes: recipe, operators, format."""
+    content = {"format": FORMAT_VERSION, "recipe": job.recipe(), "operators": list(identities)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def list_partitions(job: JobSpec, source: Source) -> list[Partition]:
+    """Cut the input into partitions, up to the job's ``limit`` of samples."""
+    partitions = []
+    left = job.limit
+    for partition in source.list_partitions():
+        if left is None:
+            partitions.append(partition)
+            continue
+        count = source.count_samples(partition, left)
+        partitions.append(replace(partition, max_samples=count))
+        left -= count
+        if left <= 0:
+            break
+    return partitions
+
+
+def write_plan(storage: Storage, output: str, partitions: Sequence[Partition]) -> str:
+    """Write the plan down and return its digest."""
+    lines = [json.dumps(asdict(partition), ensure_ascii=False) for partition in partitions]
+    head = json.dumps({"version": FORMAT_VERSION, "partitions": len(lines)})
+    storage.write(join(output, PLAN), ("\n".join([head, *lines]) + "\n").encode())
+    return plan_digest(partitions)
+
+
+def read_plan(storage: Storage, output: str) -> list[Partition]:
+    """Return the partitions that ``write_plan`` wrote.
+
+    Raises:
+        IntegrityError: the file is not whole.
+    """
+    uri = join(output, PLAN)
+    head, *lines = storage.read(uri).decode().splitlines()
+    if json.loads(head)["partitions"] != len(lines):
+        raise IntegrityError(
+            f"{uri}: {len(lines):,} partitions, its first line says {json.loads(head)}",
+            hint="the file was cut or edited; start again with --fresh",
+        )
+    return [_partition(json.loads(line)) for line in lines]
+
+
+def plan_digest(partitions: Sequence[Partition]) -> str:
+    """Return the SHA-256 of the partitions, leaving out where the files lie."""
+    digest = hashlib.sha256()
+    for part in partitions:
+        ranges = [
+            [r.file.name, r.file.num_bytes, r.first, r.stop, r.first_row] for r in part.ranges
+        ]
+        digest.update(json.dumps([part.index, ranges, part.max_samples]).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run will give, from the size of the input and a count of its first partition.
+
+    Attributes:
+        samples: Input samples, estimated.
+        input_bytes: Exact.
+        tokens: Token field -> ids, for fields of fixed length; None where it depends on the text.
+        output_bytes: Bytes of the fixed-length fields.
+    """
+
+    samples: int
+    input_bytes: int
+    tokens: Mapping[str, int | None]
+    output_bytes: int
+
+
+def estimate(chain: Chain, source: Source, partitions: Sequence[Partition]) -> Estimate:
+    """Estimate samples, tokens and bytes without reading more than one partition's headers."""
+    first = next((p for p in partitions if p.num_bytes), None)
+    total = sum(partition.num_bytes for partition in partitions)
+    samples = 0
+    if first is not None:
+        if all(p.max_samples is not None for p in partitions):
+            samples = sum(p.max_samples or 0 for p in partitions)
+        else:
+            samples = round(source.count_samples(first, 1 << 62) * total / first.num_bytes)
+    tokens: dict[str, int | None] = {}
+    output_bytes = 0
+    for name, spec in chain.output.items():
+        values = 1
+        for length in spec.shape:
+            values *= length or 0
+        fixed = spec.is_numeric and not spec.is_ragged
+        if spec.vocab_size is not None:
+            tokens[name] = samples * values if fixed else None
+        if fixed:
+            output_bytes += samples * values * _itemsize(spec)
+    return Estimate(samples, total, tokens, output_bytes)
+
+
+def _itemsize(spec: FieldSpec) -> int:
+    import numpy as np
+
+    return np.dtype(spec.dtype).itemsize
+
+
+def _partition(raw: Mapping[str, Any]) -> Partition:
+    ranges = tuple(
+        SourceRange(**{**item, "file": SourceFile(**item["file"])}) for item in raw["ranges"]
+    )
+    return Partition(raw["index"], ranges, raw["max_samples"])
+
+
+def _rename(
+    specs: Mapping[str, FieldSpec], names: Mapping[str, str], where: str
+) -> Mapping[str, str]:
+    unknown = sorted(set(names) - set(specs))
+    if unknown:
+        raise SpecError(
+            f"{where}: the operator has no field {unknown[0]!r}",
+            hint=f"it has {', '.join(sorted(specs)) or 'none'}",
+        )
+    return {name: names.get(name, name) for name in specs}
+
+
+def _check_input(where: str, name: str, spec: FieldSpec, fields: Mapping[str, FieldSpec]) -> None:
+    if name not in fields:
+        there = ", ".join(f"{field}: {found}" for field, found in _fitting(spec, fields))
+        raise SpecError(
+            f"{where}: reads {name!r} ({spec}), which no source field or earlier operator gives",
+            hint=f"add it, or rename with `inputs`; fields that would fit: {there or 'none'}",
+        )
+    if not spec.accepts(fields[name]):
+        raise SpecError(f"{where}: reads {name!r} as {spec}, but it is {fields[name]}")
+
+
+def _fitting(spec: FieldSpec, fields: Mapping[str, FieldSpec]) -> Iterator[tuple[str, FieldSpec]]:
+    return ((name, found) for name, found in fields.items() if spec.accepts(found))
+
+
+def _output_field(name: str, fields: Mapping[str, FieldSpec]) -> FieldSpec:
+    if name == "key":
+        raise SpecError("shards.fields: `key` is always written", hint="leave it out")
+    if name not in fields:
+        raise SpecError(
+            f"shards.fields: there is no field {name!r}",
+            hint=f"there are {', '.join(sorted(set(fields) - {'key'}))}",
+        )
+    if fields[name].dtype == "pillow":
+        raise SpecError(
+            f"shards.fields: {name!r} holds decoded images of any size, which are not stored",
+            hint="write the operator's output, or the image bytes",
+        )
+    return fields[name]

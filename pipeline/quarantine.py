@@ -1,0 +1,48 @@
+"""The quarantine: the samples that could not be used, each with where, what and why."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+from pipeline.protocols import QuarantineFile, Rejected
+from pipeline.storage import Storage, join
+
+
+def write_quarantine(
+    storage: Storage, output: str, partition: int, rejected: Sequence[Rejected]
+) -> QuarantineFile | None:
+    """Write a partition's rejected samples as JSON lines, by row; nothing when there are none."""
+    if not rejected:
+        return None
+    lines = []
+    for item in sorted(rejected, key=lambda item: item.row):
+        line = {
+            "partition": partition,
+            "row": item.row,
+            "key": item.key,
+            "uri": item.uri,
+            "step": item.step,
+            "error": item.error,
+            "reason": item.reason,
+        }
+        if item.payload is not None:
+            line["payload"] = {
+                name: base64.b64encode(value).decode() for name, value in item.payload.items()
+            }
+        lines.append(json.dumps(line, ensure_ascii=False))
+    data = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+    path = f"quarantine/{partition:07d}.jsonl"
+    storage.write(join(output, path), data)
+    return QuarantineFile(path, len(data), hashlib.sha256(data).hexdigest(), len(lines))
+
+
+def read_quarantine(storage: Storage, output: str, file: QuarantineFile) -> Iterator[Rejected]:
+    """Yield the rejected samples of one quarantine file."""
+    for line in storage.read(join(output, file.path)).decode().splitlines():
+        item = json.loads(line)
+        payload = item.pop("payload", None)
+        del item["partition"]
+        if payload is not None:
+            payload = {name: base64.b64decode(value) for name, value in payload.items()}
+        yield Rejected(**item, payload=payload)

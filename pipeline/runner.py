@@ -1,0 +1,422 @@
+"""Joins plan, engine, commits and manifest: the one place that knows the life of a run.
+
+A run is: plan once and write it down; process what the ledger lacks; commit each partition; write
+manifest and report when none is left. Killed anywhere, the same call goes on.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+from operators.base import Resources
+from pipeline.engines.inline import InlineEngine
+from pipeline.errors import (
+    AlreadyCommittedError,
+    BudgetExceededError,
+    FingerprintMismatchError,
+    IntegrityError,
+    SpecError,
+)
+from pipeline.ledger import FOLDER, Ledger
+from pipeline.manifest import INDEX, MANIFEST, Manifest, index_bytes, pick_golden
+from pipeline.plan import (
+    PLAN,
+    Chain,
+    Estimate,
+    build_chain,
+    estimate,
+    fingerprint,
+    list_partitions,
+    plan_digest,
+    read_plan,
+    write_plan,
+)
+from pipeline.protocols import Engine, Partition, PartitionResult
+from pipeline.report.summary import RunSummary, summarize
+from pipeline.sources import build_source
+from pipeline.spec import JobSpec
+from pipeline.stages import WorkerTask
+from pipeline.storage import NotFoundError, Storage, join
+
+JOB = "_job.json"
+REPORT = "report.json"
+LIBRARIES = ("numpy", "pillow", "pyarrow", "torch", "tokenizers", "diffusers", "transformers")
+SHARE_FROM_SAMPLES = 1_000
+"""A share of bad samples is judged from this many input samples on, and at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that is ready to run: everything is checked, nothing is written.
+
+    Attributes:
+        job: The job.
+        storage: How to reach source and output.
+        output: The output folder's URI.
+        chain: The operators.
+        identities: What identifies them.
+        fingerprint: Of the recipe.
+    """
+
+    job: JobSpec
+    storage: Storage
+    output: str
+    chain: Chain
+    identities: Sequence[Mapping[str, Any]]
+    fingerprint: str
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user of the tokens must be told."""
+        return [str(item["warning"]) for item in self.identities if item.get("warning")]
+
+
+class Listener(Protocol):
+    """Hears of a run's progress; all calls come from the thread that called ``run``."""
+
+    def started(self, state: "RunState", engine: Engine) -> None:
+        """The plan is made and the ledger is read; partitions are about to be processed."""
+        ...
+
+    def committed(self, state: "RunState", result: PartitionResult) -> None:
+        """A partition was committed."""
+        ...
+
+
+@dataclass(slots=True)
+class RunState:
+    """Where a run stands.
+
+    Attributes:
+        prepared: The job.
+        partitions: The plan.
+        done: Partition -> its commit record.
+        num_resumed: How many of them were there when this run began.
+        started_at: ``time.time()`` of this run's beginning.
+    """
+
+    prepared: Prepared
+    partitions: Sequence[Partition]
+    done: dict[int, PartitionResult]
+    num_resumed: int
+    started_at: float
+
+
+def prepare(job: JobSpec, output: str | None = None) -> Prepared:
+    """Check a job against its source and operators; writes nothing.
+
+    Raises:
+        SpecError: the operators do not fit together.
+        SetupError: the source or weights cannot be reached.
+    """
+    storage = Storage(job.storage_options())
+    source = build_source(job.source, storage, job.source_urls())
+    chain = build_chain(job, source.fields)
+    identities = chain.identities()
+    uri = (output or job.output_uri()).rstrip("/")
+    return Prepared(job, storage, uri, chain, identities, fingerprint(job, identities))
+
+
+def preview_plan(prepared: Prepared) -> tuple[list[Partition], Estimate]:
+    """Return the partitions that a run would process, and an estimate; writes nothing."""
+    job = prepared.job
+    source = build_source(job.source, prepared.storage, job.source_urls())
+    partitions = list_partitions(job, source)
+    return partitions, estimate(prepared.chain, source, partitions)
+
+
+def run(
+    prepared: Prepared,
+    *,
+    engine: str = "ray",
+    address: str | None = None,
+    workers: int | None = None,
+    fresh: bool = False,
+    listener: Listener | None = None,
+) -> RunSummary:
+    """Run a job, or go on with it, until its manifest is written.
+
+    Args:
+        prepared: The job.
+        engine: ``inline`` or ``ray``.
+        address: Ray cluster to join; None starts a private one.
+        workers: Number of workers; None is the job's ``run.workers``.
+        fresh: Remove what is in the output folder first.
+        listener: Hears of the progress.
+
+    Raises:
+        TokenmillError: what ended the run. What is committed stays.
+    """
+    storage, output = prepared.storage, prepared.output
+    if fresh:
+        remove_output(storage, output)
+    partitions = _begin(prepared)
+    ledger = Ledger(storage, output, prepared.fingerprint)
+    done = {record.partition: record for record in ledger.records()}
+    state = RunState(prepared, partitions, done, len(done), time.time())
+    pending = [partition for partition in partitions if partition.index not in done]
+    pending.sort(key=lambda p: p.num_bytes, reverse=True)  # the largest first: no long tail
+    if pending:
+        made = _engine(prepared, engine, address, workers)
+        try:
+            if listener is not None:
+                listener.started(state, made)
+            _process(state, made, pending, ledger, listener)
+        finally:
+            made.close()
+    _check_budget(state, at_end=True)
+    summary = _finish(state, engine)
+    return summary
+
+
+def remove_output(storage: Storage, output: str) -> None:
+    """Remove a data set and all traces of its run; refuses a folder that holds anything else.
+
+    Raises:
+        SpecError: the folder holds files that no run writes.
+    """
+    entries = list(storage.walk(output))
+    foreign = [entry.uri for entry in entries if not _is_ours(entry.uri[len(output) + 1 :])]
+    if foreign:
+        raise SpecError(
+            f"{output}: --fresh would remove {foreign[0]}, which no run of this program wrote",
+            hint="choose another output folder, or remove it by hand",
+        )
+    # The manifest goes first: a half-removed data set must not look finished.
+    for entry in sorted(entries, key=lambda e: not e.uri.endswith("/" + MANIFEST)):
+        storage.remove(entry.uri)
+
+
+def _is_ours(path: str) -> bool:
+    top = path.split("/", 1)[0]
+    return top in {
+        "shards",
+        "quarantine",
+        FOLDER,
+        PLAN,
+        JOB,
+        REPORT,
+        MANIFEST,
+        INDEX,
+        "preview.png",
+    }
+
+
+def _begin(prepared: Prepared) -> list[Partition]:
+    """Write down plan and job, or read them back; refuse a folder of another recipe."""
+    storage, output = prepared.storage, prepared.output
+    try:
+        written = json.loads(storage.read(join(output, JOB)))
+    except NotFoundError:
+        return _write_down(prepared)
+    if written["fingerprint"] != prepared.fingerprint:
+        differences = _differences(
+            {"recipe": written["recipe"], "operators": written["operators"]},
+            {"recipe": prepared.job.recipe(), "operators": list(prepared.identities)},
+        )
+        raise FingerprintMismatchError(
+            f"{output} belongs to another recipe:\n" + "\n".join(f"  {d}" for d in differences),
+            hint="take the change back, choose another --output, or start again with --fresh",
+        )
+    partitions = read_plan(storage, output)
+    if plan_digest(partitions) != written["plan_sha256"]:
+        raise IntegrityError(
+            f"{join(output, PLAN)}: not the plan that the run began with",
+            hint="start again with --fresh",
+        )
+    return partitions
+
+
+def _write_down(prepared: Prepared) -> list[Partition]:
+    job, storage, output = prepared.job, prepared.storage, prepared.output
+    source = build_source(job.source, storage, job.source_urls())
+    partitions = list_partitions(job, source)
+    digest = write_plan(storage, output, partitions)
+    content = {
+        "fingerprint": prepared.fingerprint,
+        "recipe": job.recipe(),
+        "operators": list(prepared.identities),
+        "plan_sha256": digest,
+        "libraries": _libraries(),
+    }
+    data = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    try:
+        storage.create_exclusive(join(output, JOB), data)
+    except AlreadyCommittedError:
+        return _begin(prepared)  # another driver was faster: take its plan
+    return partitions
+
+
+def _engine(prepared: Prepared, name: str, address: str | None, workers: int | None) -> Engine:
+    job = prepared.job
+    task = WorkerTask(job, prepared.fingerprint, prepared.output, "inline")
+    if name == "inline":
+        return InlineEngine(task, job.run.max_attempts)
+    from pipeline.engines.ray import RayEngine
+
+    count = workers if workers is not None else job.run.workers
+    return RayEngine(
+        task,
+        job.run.max_attempts,
+        _whole_cores(prepared.chain.resources, job.run.cpu_threads),
+        None if count == "auto" else int(count),
+        address,
+    )
+
+
+def _whole_cores(resources: Resources, cpu_threads: int) -> Resources:
+    """Count decode threads as cores: on a CPU job the default is one worker per core."""
+    return replace(resources, cpus=max(resources.cpus, float(cpu_threads)))
+
+
+def _process(
+    state: RunState,
+    engine: Engine,
+    pending: Sequence[Partition],
+    ledger: Ledger,
+    listener: Listener | None,
+) -> None:
+    for result in engine.run(pending):
+        _check_counts(result)
+        try:
+            ledger.commit(result)
+        except AlreadyCommittedError:
+            result = next(r for r in ledger.records() if r.partition == result.partition)
+        state.done[result.partition] = result
+        if listener is not None:
+            listener.committed(state, result)
+        _check_budget(state, at_end=False)
+
+
+def _check_counts(result: PartitionResult) -> None:
+    total = result.num_written + result.num_filtered + result.num_quarantined
+    if total != result.num_input:
+        raise IntegrityError(
+            f"partition {result.partition}: {result.num_input:,} samples read, but "
+            f"{result.num_written:,} written + {result.num_filtered:,} filtered + "
+            f"{result.num_quarantined:,} quarantined = {total:,}",
+            hint="this is a defect of the program; nothing was committed",
+        )
+
+
+def _check_budget(state: RunState, *, at_end: bool) -> None:
+    budget = state.prepared.job.run.max_bad_samples
+    results = state.done.values()
+    bad = sum(result.num_quarantined for result in results)
+    seen = sum(result.num_input for result in results)
+    if isinstance(budget, int):
+        exceeded = bad > budget
+        allowed = f"{budget:,}"
+    else:
+        judged = at_end or seen >= SHARE_FROM_SAMPLES
+        exceeded = judged and bad > budget * seen
+        allowed = f"{budget:.3%} of {seen:,}"
+    if exceeded:
+        reasons = Counter[str]()
+        for result in results:
+            reasons.update(result.quarantined)
+        most = ", ".join(f"{name} ({count:,})" for name, count in reasons.most_common(3))
+        raise BudgetExceededError(
+            f"{bad:,} samples are in the quarantine, run.max_bad_samples allows {allowed}: {most}",
+            hint=f"look at {join(state.prepared.output, 'quarantine')}, then mend the input or "
+            "raise the limit, and run the same command again",
+        )
+
+
+def _finish(state: RunState, engine: str) -> RunSummary:
+    """Write index, manifest and report. The manifest comes last: it says the data set is whole."""
+    prepared, storage = state.prepared, state.prepared.storage
+    results = [state.done[partition.index] for partition in state.partitions]
+    written = json.loads(storage.read(join(prepared.output, JOB)))
+    token_fields = [n for n, s in prepared.chain.output.items() if s.vocab_size is not None]
+    index = index_bytes(results, token_fields)
+    manifest = Manifest(
+        name=prepared.job.name,
+        fingerprint=prepared.fingerprint,
+        recipe=written["recipe"],
+        operators=written["operators"],
+        fields=prepared.chain.output,
+        totals=_totals(results, token_fields),
+        filtered=_sum(result.filtered for result in results),
+        quarantined=_sum(result.quarantined for result in results),
+        warnings=prepared.warnings,
+        random_weights=any(item.get("random_weights") for item in prepared.identities),
+        golden=pick_golden(results),
+        libraries=written["libraries"],
+        plan_sha256=written["plan_sha256"],
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )
+    summary = summarize(
+        results,
+        name=prepared.job.name,
+        output=prepared.output,
+        fingerprint=prepared.fingerprint,
+        num_resumed=state.num_resumed,
+        started_at=state.started_at,
+        engine=engine,
+        warnings=prepared.warnings,
+    )
+    data = manifest.to_json()
+    existing = storage.stat(join(prepared.output, MANIFEST))
+    if existing is not None and storage.read(join(prepared.output, MANIFEST)) == data:
+        return summary  # finished before: leave the report of the run that did the work
+    storage.write(join(prepared.output, INDEX), index)
+    storage.write(join(prepared.output, REPORT), summary.to_json())
+    storage.write(join(prepared.output, MANIFEST), data)
+    return summary
+
+
+def _totals(results: Sequence[PartitionResult], token_fields: Sequence[str]) -> dict[str, Any]:
+    shards = [shard for result in results for shard in result.shards]
+    return {
+        "partitions": len(results),
+        "input_samples": sum(result.num_input for result in results),
+        "samples": sum(result.num_written for result in results),
+        "filtered": sum(result.num_filtered for result in results),
+        "quarantined": sum(result.num_quarantined for result in results),
+        "shards": len(shards),
+        "bytes": sum(shard.num_bytes for shard in shards),
+        "tokens": {name: sum(s.tokens[name] for s in shards) for name in token_fields},
+    }
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for item in counts:
+        total.update(item)
+    return dict(sorted(total.items()))
+
+
+def _libraries() -> dict[str, str]:
+    found = {"python": platform.python_version(), "tokenmill": _version("tokenmill")}
+    for name in LIBRARIES:
+        found[name] = _version(name)
+    return {name: text for name, text in found.items() if text}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _differences(was: Any, now: Any, path: str = "") -> list[str]:
+    """Return ``field: was -> now`` for every leaf that differs."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted({*was, *now}):
+            found += _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
+        return found
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        found = []
+        for i, (a, b) in enumerate(zip(was, now, strict=True)):
+            found += _differences(a, b, f"{path}[{i}]")
+        return found
+    return [] if was == now else [f"{path}: {json.dumps(was)} -> {json.dumps(now)}"]

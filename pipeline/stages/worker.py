@@ -1,0 +1,255 @@
+"""One worker: read | CPU operators | device operators | write, overlapping in threads."""
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from spdl.pipeline import PipelineBuilder, StageInfo
+
+from operators.columns import num_bytes, num_values
+from pipeline.errors import SetupError
+from pipeline.manifest import FORMAT_VERSION
+from pipeline.plan import BoundStep, Chain, build_chain
+from pipeline.protocols import Partition, PartitionResult, SampleBlock, StageCounts
+from pipeline.quarantine import write_quarantine
+from pipeline.sinks import ArrowSink
+from pipeline.sources import build_source
+from pipeline.spec import JobSpec
+from pipeline.stages.block import Block, PartitionState, add_counts, golden_sample
+from pipeline.stages.cpu import CpuStage
+from pipeline.stages.device import DeviceStage
+from pipeline.stages.timing import TimedQueue, Waits
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTask:
+    """All that a worker must be told; picklable.
+
+    Attributes:
+        job: The job.
+        fingerprint: Of its recipe.
+        output: The output folder's URI.
+        worker: A name for logs and reports.
+    """
+
+    job: JobSpec
+    fingerprint: str
+    output: str
+    worker: str
+
+
+class Worker:
+    """Processes partitions one after another, the next being read while the last is written.
+
+    Loads the operators when it is made. One caller submits.
+
+    Raises:
+        SetupError: an operator lacks what it needs.
+    """
+
+    def __init__(self, task: WorkerTask) -> None:
+        job = task.job
+        self._task = task
+        self._storage = Storage(job.storage_options())
+        self._source = build_source(job.source, self._storage, job.source_urls())
+        self._chain = build_chain(job, self._source.fields)
+        _set_up(self._chain)
+        self._payload_fields = (
+            [name for name in self._chain.source_fields if name != "key"]
+            if job.run.keep_bad_bytes
+            else []
+        )
+        # Decode threads hold the interpreter lock for long; the default 5 ms starves the others.
+        sys.setswitchinterval(1e-4)
+        self._inbox: queue.SimpleQueue[PartitionState | None] = queue.SimpleQueue()
+        self._running: list[PartitionState] = []
+        groups = _groups(self._chain.steps)
+        self._threads = {"read": 1, **{name: self._threads_of(s) for name, s in groups.items()}}
+        self._threads["write"] = 1
+        self._waits = Waits(list(groups))
+        self._executors: list[ThreadPoolExecutor] = []
+        self._pipeline = self._build(groups)
+        self._pipeline.start()
+        self._writer = threading.Thread(target=self._write_all, name="write", daemon=True)
+        self._writer.start()
+
+    def submit(self, partition: Partition) -> "Future[PartitionResult]":
+        """Queue a partition; the future gives its result, or the error that stopped it."""
+        state = PartitionState(partition, self._threads, self._payload_fields)
+        self._running.append(state)
+        self._inbox.put(state)
+        return state.future
+
+    def progress(self) -> Mapping[str, StageCounts]:
+        """Return what was done so far in the partitions that are not finished."""
+        total: dict[str, StageCounts] = {}
+        for state in list(self._running):
+            total = add_counts(total, state.snapshot())
+        return total
+
+    def close(self) -> None:
+        """Stop the threads; partitions that are not finished are dropped."""
+        for state in list(self._running):
+            state.fail(SetupError("the worker was stopped"))
+        self._inbox.put(None)
+        self._writer.join(timeout=30)
+        self._pipeline.stop()
+        for executor in self._executors:
+            executor.shutdown(wait=False)
+
+    def _threads_of(self, steps: Sequence[BoundStep]) -> int:
+        return self._task.job.run.cpu_threads if steps[0].step.stage == "cpu" else 1
+
+    def _build(self, groups: Mapping[str, Sequence[BoundStep]]) -> Any:
+        queues = self._waits.queues
+
+        class Queue(TimedQueue):
+            def __init__(self, info: StageInfo, *, buffer_size: int = 1) -> None:
+                super().__init__(info, buffer_size=buffer_size)
+                queues[info.stage_name] = self
+
+        builder = PipelineBuilder().add_source(self._read_all())
+        for name, steps in groups.items():
+            threads = self._threads[name]
+            executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+            self._executors.append(executor)
+            if steps[0].step.stage == "cpu":
+                builder = builder.pipe(
+                    CpuStage(name, steps).__call__,
+                    executor=executor,
+                    concurrency=threads,
+                    output_order="input",
+                    name=name,
+                )
+            else:
+                stage = DeviceStage(name, steps, self._task.job.batch_size)
+                builder = builder.pipe(stage.__call__, executor=executor, name=name)
+        return builder.add_sink(2).build(
+            num_threads=1, queue_class=Queue, task_hook_factory=lambda _: []
+        )
+
+    def _read_all(self) -> Iterator[Block]:
+        while True:
+            waited = time.perf_counter()
+            state = self._inbox.get()
+            self._waits.read_s += time.perf_counter() - waited
+            if state is None:
+                return
+            yield from self._read(state)
+
+    def _read(self, state: PartitionState) -> Iterator[Block]:
+        state.start()
+        blocks = self._source.read(state.partition, self._task.job.run.chunk_size)
+        shift = 0  # from a position in the partition to a row number in the file
+        while state.error is None:
+            started = time.perf_counter()
+            block: SampleBlock | None = state.guard(next, blocks, None)
+            if block is None:
+                break
+            if not state.file_names or state.file_names[-1] != block.file_name:
+                state.file_names.append(block.file_name)
+                named = (r for r in state.partition.ranges if r.file.name == block.file_name)
+                shift = next((r.first_row for r in named), 0) - block.first_row
+            state.add_input(block.num_samples, block.rejected)
+            state.count("read", started, block.num_samples, block.num_bytes)
+            yield Block(
+                state,
+                rows=block.rows,
+                files=np.full(len(block.rows), len(state.file_names) - 1, np.int32),
+                file_rows=block.rows + shift,
+                columns=dict(block.columns),
+                dead=np.array([item.row for item in block.rejected], np.int64),
+            )
+        none = np.zeros(0, np.int64)
+        yield Block(state, none, none.astype(np.int32), none, {}, none, last=True)
+
+    def _write_all(self) -> None:
+        blocks = self._pipeline.get_iterator()
+        while True:
+            waited = time.perf_counter()
+            block: Block | None = next(blocks, None)
+            self._waits.write_s += time.perf_counter() - waited
+            if block is None:
+                return
+            state = block.state
+            state.guard(self._write, block)
+            if block.last:
+                self._running.remove(state)
+                state.finish(self._waits.since_last(), self._task.worker)
+
+    def _write(self, block: Block) -> None:
+        state = block.state
+        started = time.perf_counter()
+        if state.sink is None:
+            state.sink = self._new_sink(state)
+        if block.num_rows:
+            output = self._chain.output
+            columns = {name: block.columns[name] for name in ("key", *output)}
+            if state.golden is None:
+                state.golden = golden_sample(block, output)
+            state.sink.write(columns, block.files, block.file_rows)
+            state.num_written += block.num_rows
+            size = sum(num_bytes(column) for column in columns.values())
+            ids = sum(num_values(columns[n]) for n, s in output.items() if s.vocab_size is not None)
+            state.count("write", started, block.num_rows, size, ids)
+        if block.last:
+            state.shards = state.sink.close()
+            state.quarantine = write_quarantine(
+                self._storage, self._task.output, state.partition.index, state.rejected
+            )
+            state.count("write", started)
+
+    def _new_sink(self, state: PartitionState) -> ArrowSink:
+        output = self._chain.output
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self._task.fingerprint,
+            "partition": state.partition.index,
+            "fields": {
+                name: {"dtype": s.dtype, "shape": s.shape, "vocab_size": s.vocab_size}
+                for name, s in output.items()
+            },
+        }
+        shards = self._task.job.shards
+        return ArrowSink(
+            self._storage,
+            self._task.output,
+            state.partition.index,
+            state.file_names,
+            output,
+            metadata,
+            compression=shards.compression,
+            shard_bytes=shards.shard_bytes,
+        )
+
+
+def _set_up(chain: Chain) -> None:
+    on_cpu = [b.step for b in chain.steps if b.step.stage == "device" and b.step.device == "cpu"]
+    if on_cpu:
+        import torch
+
+        # Sums are cut between threads, so another number of threads may round to other ids.
+        torch.set_num_threads(max(1, int(chain.resources.cpus)))
+    for bound in chain.steps:
+        bound.step.setup(bound.step.device)
+
+
+def _groups(steps: Sequence[BoundStep]) -> dict[str, list[BoundStep]]:
+    """Return stage name -> consecutive steps that run in it: ``cpu``, ``device``, ``cpu 2``."""
+    groups: dict[str, list[BoundStep]] = {}
+    last, counts = "", {"cpu": 0, "device": 0}
+    for bound in steps:
+        kind = bound.step.stage
+        if not last.startswith(kind):
+            counts[kind] += 1
+            last = kind if counts[kind] == 1 else f"{kind} {counts[kind]}"
+            groups[last] = []
+        groups[last].append(bound)
+    return groups
