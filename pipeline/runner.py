@@ -10,7 +10,8 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -47,6 +48,7 @@ from pipeline.storage import NotFoundError, Storage, join
 JOB = "_job.json"
 REPORT = "report.json"
 LIBRARIES = ("numpy", "pillow", "pyarrow", "torch", "tokenizers", "diffusers", "transformers")
+_OURS = {"shards", "quarantine", FOLDER, PLAN, JOB, REPORT, MANIFEST, INDEX, "preview.png"}
 SHARE_FROM_SAMPLES = 1_000
 """A share of bad samples is judged from this many input samples on, and at the end."""
 
@@ -96,16 +98,26 @@ class RunState:
     Attributes:
         prepared: The job.
         partitions: The plan.
+        started_at: ``time.time()`` of this run's beginning.
         done: Partition -> its commit record.
         num_resumed: How many of them were there when this run began.
-        started_at: ``time.time()`` of this run's beginning.
+        num_input: Samples read in them.
+        num_quarantined: Samples of them that could not be used.
     """
 
     prepared: Prepared
     partitions: Sequence[Partition]
-    done: dict[int, PartitionResult]
-    num_resumed: int
     started_at: float
+    done: dict[int, PartitionResult] = field(default_factory=dict)
+    num_resumed: int = 0
+    num_input: int = 0
+    num_quarantined: int = 0
+
+    def add(self, result: PartitionResult) -> None:
+        """Count a committed partition."""
+        self.done[result.partition] = result
+        self.num_input += result.num_input
+        self.num_quarantined += result.num_quarantined
 
 
 def prepare(job: JobSpec, output: str | None = None) -> Prepared:
@@ -158,9 +170,11 @@ def run(
         remove_output(storage, output)
     partitions = _begin(prepared)
     ledger = Ledger(storage, output, prepared.fingerprint)
-    done = {record.partition: record for record in ledger.records()}
-    state = RunState(prepared, partitions, done, len(done), time.time())
-    pending = [partition for partition in partitions if partition.index not in done]
+    state = RunState(prepared, partitions, time.time())
+    for record in ledger.records():
+        state.add(record)
+    state.num_resumed = len(state.done)
+    pending = [partition for partition in partitions if partition.index not in state.done]
     pending.sort(key=lambda p: p.num_bytes, reverse=True)  # the largest first: no long tail
     if pending:
         made = _engine(prepared, engine, address, workers)
@@ -171,8 +185,7 @@ def run(
         finally:
             made.close()
     _check_budget(state, at_end=True)
-    summary = _finish(state, engine)
-    return summary
+    return _finish(state, engine)
 
 
 def remove_output(storage: Storage, output: str) -> None:
@@ -284,11 +297,10 @@ def _process(
 ) -> None:
     for result in engine.run(pending):
         _check_counts(result)
-        try:
+        # When another driver was faster its record counts; the shards are the same bytes.
+        with suppress(AlreadyCommittedError):
             ledger.commit(result)
-        except AlreadyCommittedError:
-            result = next(r for r in ledger.records() if r.partition == result.partition)
-        state.done[result.partition] = result
+        state.add(result)
         if listener is not None:
             listener.committed(state, result)
         _check_budget(state, at_end=False)
@@ -307,9 +319,7 @@ def _check_counts(result: PartitionResult) -> None:
 
 def _check_budget(state: RunState, *, at_end: bool) -> None:
     budget = state.prepared.job.run.max_bad_samples
-    results = state.done.values()
-    bad = sum(result.num_quarantined for result in results)
-    seen = sum(result.num_input for result in results)
+    bad, seen = state.num_quarantined, state.num_input
     if isinstance(budget, int):
         exceeded = bad > budget
         allowed = f"{budget:,}"
@@ -319,7 +329,7 @@ def _check_budget(state: RunState, *, at_end: bool) -> None:
         allowed = f"{budget:.3%} of {seen:,}"
     if exceeded:
         reasons = Counter[str]()
-        for result in results:
+        for result in state.done.values():
             reasons.update(result.quarantined)
         most = ", ".join(f"{name} ({count:,})" for name, count in reasons.most_common(3))
         raise BudgetExceededError(

@@ -16,7 +16,7 @@ REPORT_VERSION = 1
 class StageFigures:
     """One stage's share of the work.
 
-    Rates are per second of the run's work: partition seconds divided by workers at work.
+    Rates are those of all workers together, over the time that they were at work.
 
     Attributes:
         name: ``read``, ``cpu``, ``device``, ... or ``write``.
@@ -138,10 +138,14 @@ def stage_figures(results: Sequence[PartitionResult]) -> list[StageFigures]:
     the time of a stage's threads is therefore what it was busy, starved and blocked, together.
     """
     names = list(dict.fromkeys(name for result in results for name in result.stages))
-    return [_figures(name, [r.stages[name] for r in results if name in r.stages]) for name in names]
+    workers = len({result.worker for result in results})
+    return [
+        _figures(name, [r.stages[name] for r in results if name in r.stages], workers)
+        for name in names
+    ]
 
 
-def _figures(name: str, parts: Sequence[StageCounts]) -> StageFigures:
+def _figures(name: str, parts: Sequence[StageCounts], workers: int) -> StageFigures:
     threads = max(part.threads for part in parts)
     busy_s = sum(part.busy_s for part in parts)
     starved_s = sum(part.starved_s for part in parts)
@@ -160,9 +164,9 @@ def _figures(name: str, parts: Sequence[StageCounts]) -> StageFigures:
         samples=samples,
         num_bytes=size,
         tokens=tokens,
-        samples_per_s=round(samples / thread_s, 1),
-        bytes_per_s=round(size / thread_s, 1),
-        tokens_per_s=round(tokens / thread_s, 1),
+        samples_per_s=round(samples * workers / thread_s, 1),
+        bytes_per_s=round(size * workers / thread_s, 1),
+        tokens_per_s=round(tokens * workers / thread_s, 1),
         busy=round(busy_s / threads / thread_s, 4),
         starved=round(starved_s / thread_s, 4),
         blocked=round(blocked_s / thread_s, 4),
