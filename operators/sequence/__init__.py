@@ -1,1 +1,1 @@
-"""Interleaving token fields into sequences."""
+"""Sequences of ids: interleaving under one vocabulary, filters on length."""
