@@ -67,10 +67,9 @@ class DctFsq(Operator[DctFsqConfig]):
 
     Reads ``image`` uint8 [S, S, 3]; adds ``tokens`` uint16 [T] with ids below 64,000. A patch is
     projected on the lowest terms of the orthonormal two-dimensional DCT-II: brightness, its
-    slope along rows and along columns, their product, and the mean of Cb and Cr. Each
-    coefficient becomes the digit whose value is nearest, ties going up; the digits, of
-    [8, 8, 8, 5, 5, 5] levels,
-    are joined with the first one least significant.
+    slope along rows and along columns, the mean of Cb and of Cr, and the product of both
+    slopes. Each coefficient becomes the digit whose value is nearest, ties going up. Digits have
+    [8, 8, 8, 5, 5, 5] levels, and the first one is the least significant of the id.
 
     Weights and cosines are integers and every sum fits its type exactly (float32 below 2**24,
     then float64 below 2**53), so ids depend neither on the order of summation nor on the batch,
