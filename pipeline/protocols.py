@@ -1,5 +1,6 @@
 """What the parts of the engine promise each other."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -225,6 +226,28 @@ class StageCounts:
     steps: Mapping[str, float] = field(default_factory=dict)
 
 
+def add_counts(
+    a: Mapping[str, StageCounts], b: Mapping[str, StageCounts]
+) -> dict[str, StageCounts]:
+    """Add the counts of two sets of partitions, stage by stage."""
+    total = dict(a)
+    for name, counts in b.items():
+        have = total.get(name, StageCounts(threads=counts.threads))
+        steps = Counter(have.steps)
+        steps.update(counts.steps)
+        total[name] = StageCounts(
+            samples=have.samples + counts.samples,
+            num_bytes=have.num_bytes + counts.num_bytes,
+            tokens=have.tokens + counts.tokens,
+            busy_s=have.busy_s + counts.busy_s,
+            starved_s=have.starved_s + counts.starved_s,
+            blocked_s=have.blocked_s + counts.blocked_s,
+            threads=max(have.threads, counts.threads),
+            steps=dict(steps),
+        )
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionResult:
     """What became of one partition: the content of its commit record.
@@ -312,6 +335,11 @@ class Engine(Protocol):
 
     Decides where, never what: any two engines give equal shards.
     """
+
+    @property
+    def num_workers(self) -> int:
+        """Workers at work now."""
+        ...
 
     def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
         """Process partitions, in any order.

@@ -9,7 +9,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -82,11 +82,11 @@ class Prepared:
 class Listener(Protocol):
     """Hears of a run's progress; all calls come from the thread that called ``run``."""
 
-    def started(self, state: "RunState", engine: Engine) -> None:
-        """The plan is made and the ledger is read; partitions are about to be processed."""
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        """The plan is made and the ledger is read; ``done`` are partitions of earlier runs."""
         ...
 
-    def committed(self, state: "RunState", result: PartitionResult) -> None:
+    def committed(self, result: PartitionResult) -> None:
         """A partition was committed."""
         ...
 
@@ -180,7 +180,7 @@ def run(
         made = _engine(prepared, engine, address, workers)
         try:
             if listener is not None:
-                listener.started(state, made)
+                listener.begin(partitions, set(state.done), made)
             _process(state, made, pending, ledger, listener)
         finally:
             made.close()
@@ -302,7 +302,7 @@ def _process(
             ledger.commit(result)
         state.add(result)
         if listener is not None:
-            listener.committed(state, result)
+            listener.committed(result)
         _check_budget(state, at_end=False)
 
 

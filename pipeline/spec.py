@@ -172,6 +172,17 @@ def parse_job(text: str, name: str, overrides: Mapping[str, Any] | None = None) 
     return job
 
 
+def job_from_recipe(recipe: Mapping[str, Any]) -> JobSpec:
+    """Return a job that makes the same bytes as the one a recipe was taken from.
+
+    Output, storage and run settings are not part of a recipe; they are the defaults.
+
+    Raises:
+        SpecError: the recipe names an operator or setting that is not known here.
+    """
+    return parse_job(json.dumps({**recipe, "output": "."}), "recipe")
+
+
 def job_schema() -> dict[str, Any]:
     """Return the JSON schema of job files, with every operator that is installed."""
     schema = JobSpec.model_json_schema()

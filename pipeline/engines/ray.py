@@ -22,8 +22,8 @@ from ray.exceptions import RayError, RayTaskError
 from operators.base import Resources
 from pipeline.engines.attempts import Attempts
 from pipeline.errors import SetupError, TransientError
-from pipeline.protocols import Partition, PartitionResult, StageCounts
-from pipeline.stages import Worker, WorkerTask, add_counts
+from pipeline.protocols import Partition, PartitionResult, StageCounts, add_counts
+from pipeline.stages import Worker, WorkerTask
 
 AHEAD = 2
 """Partitions handed to a worker at a time: the next is read while the last is written."""
@@ -55,6 +55,7 @@ class RayEngine:
         self._workers: list[_RemoteWorker] = []
         self._progress: dict[str, StageCounts] = {}
         self._num_started = 0
+        self._failed_starts = 0
 
     @property
     def num_workers(self) -> int:
@@ -198,7 +199,7 @@ class RayEngine:
         self._progress = total
 
     def _count_failed_start(self, error: RayError) -> None:
-        self._failed_starts = getattr(self, "_failed_starts", 0) + 1
+        self._failed_starts += 1
         if self._failed_starts >= self._max_attempts:
             raise TransientError(
                 f"{self._failed_starts} workers died while starting ({type(error).__name__})",

@@ -1,4 +1,155 @@
 """The live view of a run: a table in a terminal, plain log lines elsewhere."""
 
+import threading
+import time
+from collections.abc import Mapping, Sequence, Set
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from pipeline.protocols import Engine, Partition, PartitionResult, StageCounts, add_counts
+from pipeline.report.summary import StageFigures
+from pipeline.report.tables import duration, size, stage_table
+
 LOG_EVERY_S = 10.0
 REFRESH_PER_S = 2.0
+
+
+class LiveView:
+    """Shows a run while it goes on. Use it as a context manager around the run.
+
+    Args:
+        console: Where to show it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._engine: Engine | None = None
+        self._live: Live | None = None
+        self._stop = threading.Event()
+        self._logger: threading.Thread | None = None
+        self._started = time.monotonic()
+        self._finished: dict[str, StageCounts] = {}
+        self._sizes: dict[int, int] = {}
+        self._num_done = 0
+        self._num_bad = 0
+        self._bytes_left = 0
+        self._bytes_now = 0
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        """Start showing; ``done`` are partitions of earlier runs."""
+        self._engine, self._started = engine, time.monotonic()
+        self._sizes = {p.index: p.num_bytes for p in partitions}
+        self._num_done = len(done)
+        self._bytes_left = sum(s for index, s in self._sizes.items() if index not in done)
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=REFRESH_PER_S,
+                transient=True,
+            )
+            self._live.start()
+            return
+        if done:
+            self._console.print(f"{len(done):,} of {len(partitions):,} partitions are done already")
+        self._logger = threading.Thread(target=self._log_lines, name="log", daemon=True)
+        self._logger.start()
+
+    def committed(self, result: PartitionResult) -> None:
+        """Count a committed partition."""
+        self._finished = add_counts(self._finished, result.stages)
+        self._num_done += 1
+        self._num_bad += result.num_quarantined
+        self._bytes_now += self._sizes[result.partition]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._logger is not None:
+            self._logger.join()
+
+    def _counts(self) -> Mapping[str, StageCounts]:
+        running = self._engine.progress() if self._engine is not None else {}
+        return add_counts(self._finished, running)
+
+    def _render(self) -> RenderableType:
+        counts = self._counts()
+        elapsed = max(time.monotonic() - self._started, 1e-3)
+        workers = max(self._engine.num_workers if self._engine is not None else 0, 1)
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            ProgressBar(total=max(self._bytes_left, 1), completed=self._bytes_done(), width=40),
+            f"{self._num_done:,} of {len(self._sizes):,} partitions",
+            f"{duration(elapsed)}",
+            f"left {self._left(elapsed)}",
+            f"{workers} worker{'s' if workers > 1 else ''}",
+            f"[red]{self._num_bad:,} quarantined[/]" if self._num_bad else "",
+        )
+        return Group(head, stage_table(_live_figures(counts, elapsed, workers)))
+
+    def _log_lines(self) -> None:
+        while not self._stop.wait(LOG_EVERY_S):
+            counts = self._counts()
+            elapsed = time.monotonic() - self._started
+            read, write = (counts.get(name, StageCounts()) for name in ("read", "write"))
+            self._console.print(
+                f"{duration(elapsed)}: {self._num_done:,} of {len(self._sizes):,} partitions, "
+                f"{write.samples:,} samples written ({write.samples / elapsed:,.1f}/s), "
+                f"{size(read.num_bytes / elapsed)}/s read, {write.tokens / elapsed:,.0f} tokens/s, "
+                f"{self._num_bad:,} quarantined, left {self._left(elapsed)}",
+                soft_wrap=True,
+            )
+
+    def _bytes_done(self) -> float:
+        """Return input bytes of finished partitions and, as far as read, of those at work."""
+        running = self._engine.progress() if self._engine is not None else {}
+        read = running.get("read", StageCounts()).num_bytes
+        return min(self._bytes_now + read, self._bytes_left)
+
+    def _left(self, elapsed: float) -> str:
+        done = self._bytes_done()
+        if not done:
+            return "?"
+        return duration(elapsed * (self._bytes_left - done) / done)
+
+
+def _live_figures(
+    counts: Mapping[str, StageCounts], elapsed: float, workers: int
+) -> list[StageFigures]:
+    figures = []
+    for name, part in counts.items():
+        thread_s = elapsed * workers * part.threads
+        busy = min(part.busy_s / thread_s, 1.0)
+        waits = part.starved_s + part.blocked_s or 1.0
+        total = sum(part.steps.values()) or 1.0
+        figures.append(
+            StageFigures(
+                name=name,
+                samples=part.samples,
+                num_bytes=part.num_bytes,
+                tokens=part.tokens,
+                samples_per_s=part.samples / elapsed,
+                bytes_per_s=part.num_bytes / elapsed,
+                tokens_per_s=part.tokens / elapsed,
+                busy=busy,
+                starved=(1 - busy) * part.starved_s / waits,
+                blocked=(1 - busy) * part.blocked_s / waits,
+                threads=part.threads,
+                steps={step: s / total for step, s in part.steps.items()},
+            )
+        )
+    return figures

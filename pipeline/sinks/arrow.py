@@ -56,7 +56,7 @@ class ArrowSink:
         self._fields = dict(fields)
         self._schema = pa.schema(
             [pa.field("key", pa.string(), nullable=False)]
-            + [pa.field(name, _type(spec), nullable=False) for name, spec in fields.items()],
+            + [pa.field(name, arrow_type(spec), nullable=False) for name, spec in fields.items()],
             metadata={"tokenmill": json.dumps(metadata, sort_keys=True, ensure_ascii=False)},
         )
         self._options = pa.ipc.IpcWriteOptions(
@@ -126,6 +126,19 @@ class ArrowSink:
         if self._open is not None:
             self._shards.append(self._open.close())
             self._open = None
+
+
+def arrow_type(spec: FieldSpec) -> pa.DataType:
+    """Return the Arrow type that a field is stored as."""
+    if spec.dtype == "string":
+        return pa.string()
+    if spec.dtype == "binary":
+        return pa.binary()
+    kind = pa.from_numpy_dtype(np.dtype(spec.dtype))
+    for length in reversed(spec.shape):
+        item = pa.field("item", kind, nullable=False)
+        kind = pa.list_(item) if length is None else pa.list_(item, length)
+    return kind
 
 
 class _OpenShard:
@@ -218,20 +231,8 @@ class _HashingFile:
         return self._hash.hexdigest()
 
 
-def _type(spec: FieldSpec) -> pa.DataType:
-    if spec.dtype == "string":
-        return pa.string()
-    if spec.dtype == "binary":
-        return pa.binary()
-    kind = pa.from_numpy_dtype(np.dtype(spec.dtype))
-    for length in reversed(spec.shape):
-        item = pa.field("item", kind, nullable=False)
-        kind = pa.list_(item) if length is None else pa.list_(item, length)
-    return kind
-
-
 def _array(column: Column, spec: FieldSpec) -> pa.Array:
-    kind = _type(spec)
+    kind = arrow_type(spec)
     if isinstance(column, pa.Array):
         return column.cast(kind)
     if isinstance(column, Ragged):

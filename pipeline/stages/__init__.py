@@ -1,6 +1,7 @@
 """What happens inside one worker. SPDL runs the threads; everything that decides bytes is here."""
 
-from pipeline.stages.block import add_counts, row_digest
+from pipeline.stages.block import row_digest
+from pipeline.stages.partial import run_steps
 from pipeline.stages.worker import Worker, WorkerTask
 
-__all__ = ["Worker", "WorkerTask", "add_counts", "row_digest"]
+__all__ = ["Worker", "WorkerTask", "row_digest", "run_steps"]

@@ -207,28 +207,6 @@ class PartitionState:
         )
 
 
-def add_counts(
-    a: Mapping[str, StageCounts], b: Mapping[str, StageCounts]
-) -> dict[str, StageCounts]:
-    """Add the counts of two sets of partitions, stage by stage."""
-    total = dict(a)
-    for name, counts in b.items():
-        have = total.get(name, StageCounts(threads=counts.threads))
-        steps = Counter(have.steps)
-        steps.update(counts.steps)
-        total[name] = StageCounts(
-            samples=have.samples + counts.samples,
-            num_bytes=have.num_bytes + counts.num_bytes,
-            tokens=have.tokens + counts.tokens,
-            busy_s=have.busy_s + counts.busy_s,
-            starved_s=have.starved_s + counts.starved_s,
-            blocked_s=have.blocked_s + counts.blocked_s,
-            threads=max(have.threads, counts.threads),
-            steps=dict(steps),
-        )
-    return total
-
-
 def golden_sample(block: Block, output: Mapping[str, FieldSpec]) -> GoldenSample:
     """Return what ``verify`` needs to check the block's first row."""
     fields = {

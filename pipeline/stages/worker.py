@@ -16,14 +16,21 @@ from operators.columns import num_bytes, num_values
 from pipeline.errors import SetupError
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.plan import BoundStep, Chain, build_chain
-from pipeline.protocols import Partition, PartitionResult, SampleBlock, StageCounts
+from pipeline.protocols import (
+    Partition,
+    PartitionResult,
+    SampleBlock,
+    StageCounts,
+    add_counts,
+)
 from pipeline.quarantine import write_quarantine
 from pipeline.sinks import ArrowSink
 from pipeline.sources import build_source
 from pipeline.spec import JobSpec
-from pipeline.stages.block import Block, PartitionState, add_counts, golden_sample
+from pipeline.stages.block import Block, PartitionState, golden_sample
 from pipeline.stages.cpu import CpuStage
 from pipeline.stages.device import DeviceStage
+from pipeline.stages.partial import group_steps
 from pipeline.stages.timing import TimedQueue, Waits
 from pipeline.storage import Storage
 
@@ -70,7 +77,7 @@ class Worker:
         sys.setswitchinterval(1e-4)
         self._inbox: queue.SimpleQueue[PartitionState | None] = queue.SimpleQueue()
         self._running: list[PartitionState] = []
-        groups = _groups(self._chain.steps)
+        groups = group_steps(self._chain.steps)
         self._threads = {"read": 1, **{name: self._threads_of(s) for name, s in groups.items()}}
         self._threads["write"] = 1
         self._waits = Waits(list(groups))
@@ -239,17 +246,3 @@ def _set_up(chain: Chain) -> None:
         torch.set_num_threads(max(1, int(chain.resources.cpus)))
     for bound in chain.steps:
         bound.step.setup(bound.step.device)
-
-
-def _groups(steps: Sequence[BoundStep]) -> dict[str, list[BoundStep]]:
-    """Return stage name -> consecutive steps that run in it: ``cpu``, ``device``, ``cpu 2``."""
-    groups: dict[str, list[BoundStep]] = {}
-    last, counts = "", {"cpu": 0, "device": 0}
-    for bound in steps:
-        kind = bound.step.stage
-        if not last.startswith(kind):
-            counts[kind] += 1
-            last = kind if counts[kind] == 1 else f"{kind} {counts[kind]}"
-            groups[last] = []
-        groups[last].append(bound)
-    return groups

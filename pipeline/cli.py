@@ -1,0 +1,345 @@
+"""The command line: ``pipeline run JOB`` and its companions. Thin: it parses, calls and prints."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.errors import SpecError, TokenmillError
+from pipeline.spec import JobSpec, load_job, schema_json
+from pipeline.storage import Storage
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Turn large corpora into tokens before training.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+JobFile = Annotated[Path, typer.Argument(help="Job file (YAML).", show_default=False)]
+OutputUri = Annotated[str, typer.Argument(help="Output folder of a run.", show_default=False)]
+Output = Annotated[
+    str | None, typer.Option(help="Output folder, instead of the job's.", show_default=False)
+]
+Limit = Annotated[
+    int | None, typer.Option(help="Stop after this many input samples.", min=1, show_default=False)
+]
+
+
+def main() -> None:
+    """Run the command line; exit codes are those of ``pipeline.errors``."""
+    try:
+        app(standalone_mode=False)
+    except TokenmillError as error:
+        err.print(Text("error: ", style="bold red") + Text(error.message), soft_wrap=True)
+        if error.hint:
+            err.print(Text("  do: ", style="bold") + Text(error.hint), soft_wrap=True)
+        sys.exit(error.exit_code)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("stopped; run the same command again to go on")
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):  # wrong usage
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+
+
+@app.command()
+def run(
+    job_file: JobFile,
+    output: Output = None,
+    engine: Annotated[str, typer.Option(help="ray or inline (one process).")] = "ray",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join; a private one by default.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes.", min=1, show_default=False)
+    ] = None,
+    limit: Limit = None,
+    fresh: Annotated[bool, typer.Option(help="Remove what is in the output folder first.")] = False,
+) -> None:
+    """Run a job. The same command again goes on where it stopped."""
+    from pipeline import runner
+    from pipeline.report.live import LiveView
+    from pipeline.report.tables import stage_table, summary_table
+
+    if engine not in ("ray", "inline"):
+        raise SpecError(f"--engine {engine}: unknown engine", hint="use ray or inline")
+    prepared = runner.prepare(_job(job_file, limit), output)
+    for warning in prepared.warnings:
+        err.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+    with LiveView(out) as view:
+        summary = runner.run(
+            prepared, engine=engine, address=address, workers=workers, fresh=fresh, listener=view
+        )
+    out.print(stage_table(summary.stages))
+    out.print()
+    out.print(summary_table(summary))
+    out.print(f"\ndone: {summary.output}/manifest.json", soft_wrap=True)
+
+
+@app.command()
+def plan(job_file: JobFile, output: Output = None, limit: Limit = None) -> None:
+    """Show partitions, stages, resources and fields of a job. Runs nothing."""
+    from pipeline import runner
+    from pipeline.report.tables import size
+
+    prepared = runner.prepare(_job(job_file, limit), output)
+    partitions, estimate = runner.preview_plan(prepared)
+    chain = prepared.chain
+    steps = Table(box=None, padding=(0, 2), header_style="bold")
+    for name in ("stage", "operator", "cpus", "gpus", "adds"):
+        steps.add_column(name, justify="right" if name in ("cpus", "gpus") else "left")
+    source = ", ".join(f"{n}: {s}" for n, s in chain.source_fields.items())
+    steps.add_row("read", prepared.job.source.type, "", "", source)
+    for bound in chain.steps:
+        needs = bound.step.resources
+        adds = ", ".join(f"{field}: {bound.fields[field]}" for field in bound.writes.values())
+        stage = bound.step.stage if bound.step.stage == "cpu" else f"device ({bound.step.device})"
+        steps.add_row(stage, bound.label, f"{needs.cpus:g}", f"{needs.gpus:g}", adds or "(filter)")
+    steps.add_row("write", "arrow", "", "", ", ".join(f"{n}: {s}" for n, s in chain.output.items()))
+    out.print(steps)
+    out.print()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_row("partitions", f"{len(partitions):,}, {size(estimate.input_bytes)} of input")
+    facts.add_row("samples", f"about {estimate.samples:,}")
+    for name, count in estimate.tokens.items():
+        text = f"about {count:,}" if count is not None else "depends on the text"
+        facts.add_row("tokens", f"{name}: {text}")
+    facts.add_row("output", f"about {size(estimate.output_bytes)} of fixed-length fields")
+    facts.add_row("to", prepared.output)
+    facts.add_row("fingerprint", prepared.fingerprint[:16])
+    for warning in prepared.warnings:
+        facts.add_row("warning", warning)
+    out.print(facts)
+
+
+@app.command()
+def validate(job_file: JobFile) -> None:
+    """Check a job file. Reads no data."""
+    job = _job(job_file)
+    out.print(f"{job_file}: valid ({len(job.operators)} operators)", soft_wrap=True)
+
+
+@app.command()
+def schema(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("jobs/job.schema.json"),
+) -> None:
+    """Write the JSON schema of job files, for editors."""
+    path.write_text(schema_json(), encoding="utf-8")
+    out.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def operators(
+    name: Annotated[str | None, typer.Argument(help="Operator.", show_default=False)] = None,
+) -> None:
+    """List the operators, or describe one."""
+    import inspect
+
+    from operators import registry
+    from operators.base import Filter
+
+    if name is None:
+        table = Table(box=None, padding=(0, 2), header_style="bold")
+        for heading in ("operator", "kind", "stage", "what it does"):
+            table.add_column(heading)
+        for each in registry.names():
+            cls = registry.get(each)
+            kind = "filter" if issubclass(cls, Filter) else "operator"
+            table.add_row(each, kind, cls.stage, (inspect.getdoc(cls) or "").split("\n")[0])
+        out.print(table)
+        return
+    cls = registry.get(name)
+    out.print(inspect.getdoc(cls), markup=False)
+    out.print()
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for heading in ("setting", "type", "default", "meaning"):
+        table.add_column(heading)
+    for field, info in cls.Config.model_json_schema()["properties"].items():
+        if field != "name":
+            default = "required" if "default" not in info else repr(info["default"])
+            table.add_row(field, _kind(info), default, info.get("description", ""))
+    out.print(table)
+
+
+@app.command()
+def status(output: OutputUri) -> None:
+    """Show where a run stands."""
+    from pipeline import maintenance
+    from pipeline.report.summary import stage_figures
+    from pipeline.report.tables import stage_table
+
+    found = maintenance.status(output, Storage())
+    state = "finished" if found.finished else "not finished: run the job again to go on"
+    bad = sum(result.num_quarantined for result in found.results)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_row("job", f"{found.name} ({state})")
+    facts.add_row("partitions", f"{len(found.results):,} of {found.num_partitions:,}")
+    facts.add_row("written", f"{sum(r.num_written for r in found.results):,} samples")
+    facts.add_row("filtered", f"{sum(r.num_filtered for r in found.results):,}")
+    facts.add_row("quarantined", f"{bad:,}")
+    facts.add_row("fingerprint", found.fingerprint[:16])
+    out.print(facts)
+    if found.results:
+        out.print()
+        out.print(stage_table(stage_figures(found.results)))
+
+
+@app.command()
+def verify(
+    output: OutputUri,
+    golden: Annotated[bool, typer.Option(help="Encode the golden samples again, too.")] = True,
+) -> None:
+    """Check a finished data set: every hash, count, dtype and id, and the golden samples."""
+    from rich.progress import Progress
+
+    from pipeline.errors import IntegrityError
+    from pipeline.manifest import open_data_set
+    from pipeline.verify import verify as check
+
+    manifest = open_data_set(output, Storage()).manifest
+    problems, checks = [], 0
+    with Progress(console=out, transient=True) as bar:
+        task = bar.add_task("verify", total=manifest.totals["shards"] + len(manifest.golden) + 3)
+        for finding in check(output, Storage(), golden=golden):
+            checks += 1
+            bar.advance(task)
+            if finding.problem is not None:
+                problems.append(finding)
+                bar.console.print(f"[red]wrong[/]    {finding.check}: {finding.problem}")
+            elif finding.skipped is not None:
+                bar.console.print(f"[yellow]skipped[/]  {finding.check}: {finding.skipped}")
+    for warning in manifest.warnings:
+        out.print(f"[yellow]warning[/]  {warning}")
+    if problems:
+        raise IntegrityError(
+            f"{output}: {len(problems):,} of {checks:,} checks found something wrong",
+            hint="remove the commit records (_ledger) of the partitions named above and the "
+            "manifest, then run the job again: it does those partitions anew",
+        )
+    totals = manifest.totals
+    out.print(
+        f"[green]right[/]    {checks:,} checks: {totals['shards']:,} shards, "
+        f"{totals['samples']:,} samples, {sum(totals['tokens'].values()):,} tokens"
+    )
+
+
+@app.command()
+def preview(
+    output: OutputUri,
+    to: Annotated[
+        Path | None, typer.Option(help="PNG file to write.", show_default="OUTPUT/preview.png")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Samples to show.", min=1, max=64)] = 8,
+) -> None:
+    """Draw originals beside what their tokens decode to, and decode text back."""
+    from pipeline.preview import preview as decode
+
+    found = decode(output, Storage(), num)
+    if found.warning:
+        out.print(f"[yellow]warning[/]  {found.warning}")
+    for label, texts in found.decoded.items():
+        for key, text in zip(found.keys, texts, strict=True):
+            if isinstance(text, str):
+                out.print(Text(f"{key}  {label}: ", style="dim") + Text(text[:200]))
+    path = to or Path(output) / "preview.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.sheet().save(path)
+    out.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def report(output: OutputUri) -> None:
+    """Show the figures of a run again."""
+    from pipeline.report.summary import RunSummary
+    from pipeline.report.tables import stage_table, summary_table
+    from pipeline.runner import REPORT
+    from pipeline.storage import NotFoundError, join
+
+    try:
+        summary = RunSummary.from_json(Storage().read(join(output, REPORT)))
+    except NotFoundError:
+        raise NotFoundError(
+            f"{output}: no report", hint="the run is not finished; try `pipeline status`"
+        ) from None
+    out.print(stage_table(summary.stages))
+    out.print()
+    out.print(summary_table(summary))
+
+
+@app.command()
+def gc(
+    output: OutputUri,
+    dry_run: Annotated[bool, typer.Option(help="Only list what would be removed.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option(help="Also when the run is not finished and none is at work.")
+    ] = False,
+) -> None:
+    """Remove what killed attempts left behind: files that no commit names."""
+    from pipeline import maintenance
+    from pipeline.report.tables import size
+
+    storage, count, freed = Storage(), 0, 0
+    for entry in list(maintenance.unreferenced(output, storage, unfinished=unfinished)):
+        out.print(f"{'would remove' if dry_run else 'removed'} {entry.uri}", soft_wrap=True)
+        if not dry_run:
+            storage.remove(entry.uri)
+        count, freed = count + 1, freed + entry.num_bytes
+    out.print(f"{count:,} files, {size(freed)}{' would be freed' if dry_run else ' freed'}")
+
+
+@app.command("sample-data")
+def sample_data(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.", show_default=False)],
+) -> None:
+    """Write the sample corpus: photographs with captions, and text. Needs no network."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from pipeline.report.tables import size
+    from pipeline.sample_data import write_sample_data
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=out, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        data = write_sample_data(folder, progress=progress)
+    state = "wrote" if data.written else "there already:"
+    out.print(
+        f"{state} {data.num_photos:,} photographs ({len(data.photo_tars)} tars, "
+        f"{size(data.photo_bytes)}) and {data.num_texts:,} texts ({len(data.text_files)} Parquet "
+        f"files, {size(data.text_bytes)} of text) in {folder}",
+        soft_wrap=True,
+    )
+
+
+def _job(path: Path, limit: int | None = None) -> JobSpec:
+    return load_job(path, {"limit": limit} if limit is not None else None)
+
+
+def _kind(info: dict[str, Any]) -> str:
+    choices = info.get("anyOf", [info])
+    names = [
+        " | ".join(map(repr, c["enum"]))
+        if "enum" in c
+        else c.get("const") or c.get("type", "value")
+        for c in choices
+    ]
+    return " | ".join(str(name) for name in names)
