@@ -101,7 +101,8 @@ class SampleBlock:
         first_row: Position of the block's first sample in the partition's input.
         rows: int64 [N], the input position of each column row.
         columns: Fields, N rows each, with ``key`` (large_string) among them.
-        file_name: The file that all samples of the block come from.
+        file_name: The file that all samples of the block come from; where every sample is a file
+            of its own, the folder that holds them all ("" is the root of the listing).
         num_samples: Samples covered: N + len(rejected).
         num_bytes: Bytes read for it.
         rejected: Samples that could not be read.
@@ -133,13 +134,17 @@ class Source(Protocol):
         ...
 
     def count_samples(self, partition: Partition, at_most: int) -> int:
-        """Return how many samples a partition has, stopping at ``at_most``; reads no payloads."""
+        """Count the samples that ``read`` would cover, without reading them where possible.
+
+        Stops at ``at_most``. Errors as ``read``.
+        """
         ...
 
     def read(self, partition: Partition, block_rows: int) -> Iterator[SampleBlock]:
         """Yield the partition's samples, up to ``block_rows`` input samples a block.
 
-        Blocks are cut every ``block_rows`` input samples of a file (never across files).
+        Blocks are cut every ``block_rows`` input samples of a file (never across files, unless
+        every sample is a file of its own).
 
         Raises:
             TransientError: the store did not answer, or answered with fewer bytes.
