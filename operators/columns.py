@@ -26,10 +26,7 @@ def take(column: Column, rows: np.ndarray) -> Column:
     if isinstance(column, pa.Array):
         return column.take(pa.array(rows))
     if isinstance(column, Ragged):
-        lengths = column.lengths[rows]
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        starts = np.repeat(column.offsets[:-1][rows] - offsets[:-1], lengths)
-        return Ragged(column.values[starts + np.arange(offsets[-1])], offsets)
+        return _take_ragged(column, rows)
     return column[rows]
 
 
@@ -112,6 +109,18 @@ def check_column(name: str, column: Column, spec: FieldSpec, rows: int, where: s
             f"{where}: field {name!r} has {num_rows(column)} rows for a batch of {rows}",
             hint="an operator returns one row for every row, in order; use a Filter to drop rows",
         )
+
+
+def _take_ragged(column: Ragged, rows: np.ndarray) -> Ragged:
+    lengths = column.lengths[rows]
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    if len(rows) and len(breaks) * 8 <= len(rows):  # long runs: copy each at once
+        firsts, lasts = rows[np.append(0, breaks)], rows[np.append(breaks - 1, -1)]
+        spans = zip(column.offsets[firsts], column.offsets[lasts + 1], strict=True)
+        return Ragged(np.concatenate([column.values[a:b] for a, b in spans]), offsets)
+    starts = np.repeat(column.offsets[:-1][rows] - offsets[:-1], lengths)
+    return Ragged(column.values[starts + np.arange(offsets[-1])], offsets)
 
 
 def _kind(column: Column) -> str:

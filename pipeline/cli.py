@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turn large corpora into tokens before training.",
 )
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, highlight=False)
 
 JobFile = Annotated[Path, typer.Argument(help="Job file (YAML).", show_default=False)]

@@ -49,7 +49,7 @@ class Ledger:
             **asdict(result),
         }
         uri = join(self._folder, f"{result.partition:07d}.json")
-        data = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
+        data = json.dumps(record, ensure_ascii=False).encode()
         try:
             self._storage.create_exclusive(uri, data)
         except AlreadyCommittedError:

@@ -78,7 +78,7 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
         out = bound.step.decode(tokens)  # type: ignore[union-attr]
         before = _inputs(data, job, chain, i, partition, keys)
         for name in out:
-            if name in bound.reads and name in before:
+            if name in before and _can_be_shown(out[name]):
                 originals[bound.label] = _items(before[name])
                 decoded[bound.label] = _items(out[name])
     warning = "random weights: the tokens mean nothing" if data.manifest.random_weights else None
@@ -136,6 +136,12 @@ def _dense(array: pa.Array) -> np.ndarray:
         array = array.flatten()
     values: np.ndarray = array.to_numpy().reshape(shape)
     return values
+
+
+def _can_be_shown(column: Column) -> bool:
+    """Say whether a column holds texts or RGB images."""
+    is_image = isinstance(column, np.ndarray) and column.ndim == 4 and column.shape[-1] == 3
+    return is_image or isinstance(column, pa.Array)
 
 
 def _items(column: Column) -> Sequence[Any]:

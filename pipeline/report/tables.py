@@ -12,7 +12,7 @@ def stage_table(stages: Sequence[StageFigures]) -> Table:
     """Return samples/s, MB/s, tokens/s and the busy, starved, blocked shares of every stage."""
     table = Table(box=None, padding=(0, 2), header_style="bold")
     for name in ("stage", "samples", "samples/s", "MB/s", "tokens/s", "busy", "starved", "blocked"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     slowest = max(stages, key=lambda stage: stage.busy, default=None)
     for stage in stages:
         style = "yellow" if stage is slowest else ""
@@ -28,7 +28,7 @@ def stage_table(stages: Sequence[StageFigures]) -> Table:
         )
         for step, share in stage.steps.items():
             table.add_row(
-                Text(f"  {step}", style="dim"), "", "", "", "", Text(f"{share:.0%} of it", "dim")
+                Text(f"  {step}", style="dim"), "", "", "", "", Text(f"{share:.0%}", "dim")
             )
     return table
 

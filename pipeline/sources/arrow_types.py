@@ -150,7 +150,8 @@ def _numbers(array: pa.Array) -> np.ndarray:
 
 def _is_list(found: pa.DataType) -> bool:
     types = pa.types
-    return types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
+    checks = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return any(check(found) for check in checks)
 
 
 def _number_spec(found: pa.DataType, shape: tuple[int | None, ...] = ()) -> FieldSpec | None:

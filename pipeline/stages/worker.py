@@ -15,7 +15,7 @@ from spdl.pipeline import PipelineBuilder, StageInfo
 from operators.columns import num_bytes, num_values
 from pipeline.errors import SetupError
 from pipeline.manifest import FORMAT_VERSION
-from pipeline.plan import BoundStep, Chain, build_chain
+from pipeline.plan import BoundStep, Chain, build_chain, fingerprint
 from pipeline.protocols import (
     Partition,
     PartitionResult,
@@ -67,6 +67,7 @@ class Worker:
         self._storage = Storage(job.storage_options())
         self._source = build_source(job.source, self._storage, job.source_urls())
         self._chain = build_chain(job, self._source.fields)
+        _check_identity(self._chain, task)
         _set_up(self._chain)
         self._payload_fields = (
             [name for name in self._chain.source_fields if name != "key"]
@@ -234,6 +235,18 @@ class Worker:
             metadata,
             compression=shards.compression,
             shard_bytes=shards.shard_bytes,
+        )
+
+
+def _check_identity(chain: Chain, task: WorkerTask) -> None:
+    """Refuse to work with other operators, versions or weights than the driver planned with."""
+    found = fingerprint(task.job, chain.identities())
+    if found != task.fingerprint:
+        raise SetupError(
+            f"{task.worker}: the operators here give fingerprint {found[:12]}, the run's is "
+            f"{task.fingerprint[:12]}",
+            hint="give every node the same version of the program and of the weights (pin "
+            "`revision` to a full commit)",
         )
 
 
