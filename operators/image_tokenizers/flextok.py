@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _PAPER = "arXiv:2502.13967"
-_LICENCE = "Apple Machine Learning Research Model License (research use only)"
+_LICENCE = "published weights: Apple Machine Learning Research Model License (research use only)"
 _VAE_MODULE = "diffusers.models.autoencoders.vae"
 _DECODE_ROWS = 8
 _DECODE_STEPS, _DECODE_GUIDANCE = 20, 7.5  # the authors' recommendation, with "apg"
@@ -74,7 +74,7 @@ class FlexTokConfig(OperatorConfig):
         Literal["float32", "bfloat16"],
         Field(
             description="float32 is exact. bfloat16 runs the encoder's transformer in bfloat16 "
-            "and lets the autoencoder use TF32 on a GPU: faster, a few ids differ."
+            "and the rest in TF32 on a GPU: faster, a few ids in a hundred differ."
         ),
     ] = "float32"
     posterior: Annotated[
@@ -101,10 +101,15 @@ class FlexTok(Operator[FlexTokConfig]):
     The authors resize the shorter side to S (bilinear, antialiased) and crop the centre; that is
     left to the image operators.
 
-    Differences from the authors' package, none of which changes an id at float32: images run as
-    an ordinary batch under one mask, not packed into one sequence; only the registers that are
-    kept are computed; and latents are the posterior's mean unless asked otherwise, where the
-    package samples by default, so that its ids change from run to run.
+    Latents are the posterior's mean unless asked otherwise; the authors' package samples them by
+    default, so that its ids change from run to run. Two differences change no id: images run as
+    an ordinary batch under one mask, not packed into one sequence, and only the registers that
+    are kept are computed.
+
+    Nothing depends on a row's company. Another batch *size* may sum in another order: at float32
+    that moves values by some 1e-6, and an id only when a value lies that near a rounding
+    boundary; at bfloat16 a few ids in a hundred change, as they do against float32. The batch
+    size, like the device and ``num_tokens``, therefore belongs to the recipe.
 
     ``min_agreement`` is, by ``dtype``, the least share of ids that equal those of the authors'
     package on the test fixture, a small model with random weights (measured for bfloat16 on a
@@ -123,7 +128,7 @@ class FlexTok(Operator[FlexTokConfig]):
                 f"flextok: revision={config.revision!r} is given, but the weights are random",
                 hint="remove the revision, or name a hub id as `weights`",
             )
-        self._device = config.device
+        self._device: str = config.device
         self._encoder: Any = None
         self._decoder: Any = None
 
@@ -186,7 +191,7 @@ class FlexTok(Operator[FlexTokConfig]):
 
     def setup(self, device: str) -> None:
         """Load the encoder; the decoder's weights are not read."""
-        self._device = device  # type: ignore[assignment]  # also cuda:1
+        self._device = device
         encoder = self._load("FlexTokEncoder", ("decoder.", "vae.vae.decoder.", "vae.vae.post_"))
         if self.config.dtype == "bfloat16":
             import torch
