@@ -79,7 +79,7 @@ def can_hold(wanted: FieldSpec, found: FieldSpec) -> bool:
     kinds = np.dtype(found.dtype).kind + np.dtype(wanted.dtype).kind
     same_kind = kinds in ("bb", "ii", "uu", "ff", "ui") and np.can_cast(found.dtype, wanted.dtype)
     any_length = tuple(None for _ in found.shape)
-    return bool(same_kind and wanted.shape in (found.shape, any_length))
+    return bool(same_kind) and wanted.shape in (found.shape, any_length)
 
 
 def as_spec(array: pa.ChunkedArray, spec: FieldSpec) -> pa.Array:
