@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -270,7 +272,7 @@ def test_a_changed_object_is_refused(source: Source) -> None:
 
 
 def test_an_object_rewritten_with_equal_size_is_refused(source: Source) -> None:
-    partition, path = largest(source)
+    partition, _ = largest(source)
     first = partition.ranges[0]
     other = replace(first, file=replace(first.file, version="1"))
     with pytest.raises(IntegrityError, match="of version 1"):
@@ -282,6 +284,12 @@ def test_a_removed_object_is_named(source: Source) -> None:
     path.unlink()
     with pytest.raises(NotFoundError, match=path.name):
         list(source.read(partition, 7))
+
+
+def test_importing_sources_is_cheap() -> None:
+    code = "import sys, pipeline.sources; print({'torch', 'ray', 'webdataset'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_names_do_not_depend_on_where_the_data_lies(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Listing: braces, globs, names that travel, and partitions."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_ranges_are_joined_in_order_up_to_the_size(
         alone = len(partition.ranges) == 1
         assert alone or partition.num_bytes <= limit
         assert alone or all(found.stop is None for found in partition.ranges)
-    for one, two in zip(partitions, partitions[1:], strict=False):
+    for one, two in pairwise(partitions):
         both = (one.ranges[-1], two.ranges[0])
         could_join = all(found.stop is None for found in both)
         assert not could_join or one.num_bytes + two.ranges[0].num_bytes > limit

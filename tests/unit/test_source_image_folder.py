@@ -54,7 +54,10 @@ def test_a_block_names_the_folder_of_all_its_files(tmp_path: Path) -> None:
 def test_globs_and_several_folders(tmp_path: Path) -> None:
     write(tmp_path, ["train/cat/1.png", "train/dog/1.png", "val/cat/1.png"])
     rows = read(f"{tmp_path}/train/*/*.png")
-    assert [(row["key"], row["label"]) for row in rows] == [("cat/1.png", "cat"), ("dog/1.png", "dog")]
+    assert [(row["key"], row["label"]) for row in rows] == [
+        ("cat/1.png", "cat"),
+        ("dog/1.png", "dog"),
+    ]
     rows = read(f"{tmp_path}/train/cat", f"{tmp_path}/val/cat")
     assert [(row["key"], row["label"]) for row in rows] == [("0/1.png", ""), ("1/1.png", "")]
     assert [row["key"] for row in read(f"{tmp_path}/val/cat/1.png")] == ["1.png"]

@@ -120,9 +120,7 @@ def outcome(line: bytes) -> Any:
         (b'{"text": {"a": 1}}', "WrongType", "Column(/text) changed from string to object"),
     ],
 )
-def test_a_bad_line_is_rejected_alone(
-    tmp_path: Path, line: bytes, error: str, reason: str
-) -> None:
+def test_a_bad_line_is_rejected_alone(tmp_path: Path, line: bytes, error: str, reason: str) -> None:
     rows, (bad,) = read(tmp_path, b"\n".join([GOOD, GOOD, line, GOOD, GOOD]))
     assert [row["row"] for row in rows] == [0, 1, 3, 4]
     assert (bad.row, bad.key, bad.uri, bad.step) == (2, "a.jsonl:3", "a.jsonl", "read")

@@ -1,7 +1,8 @@
 """Parquet: types, row-group ranges, keys, and every fault."""
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,11 @@ from pydantic import ValidationError
 
 from operators.base import FieldSpec, Ragged
 from operators.columns import concat
-from pipeline.errors import SetupError
-from pipeline.protocols import Rejected, SampleBlock
+from pipeline.errors import SetupError, TransientError
+from pipeline.protocols import Partition, Rejected, SampleBlock, SourceFile, SourceRange
 from pipeline.sources.arrow_types import parse_dtype
 from pipeline.sources.parquet import ParquetConfig, ParquetSource
-from pipeline.storage import Storage
+from pipeline.storage import Entry, Storage
 
 
 def source_of(folder: Path, **settings: Any) -> ParquetSource:
@@ -232,18 +233,63 @@ def test_a_large_file_is_cut_into_nearly_equal_ranges(tmp_path: Path) -> None:
     assert max(sizes) - min(sizes) < 0.1 * max(sizes)
 
 
+class LosingStorage(Storage):
+    """Holds one remote object and loses the connection after some reads."""
+
+    def __init__(self, data: bytes, num_reads: int) -> None:
+        super().__init__()
+        self._data, self._num_reads = data, num_reads
+
+    def local_path(self, uri: str) -> Path | None:
+        return None
+
+    def stat(self, uri: str) -> Entry:
+        return Entry(uri, len(self._data), "")
+
+    def open_read(self, uri: str, *, read_ahead: bool = True) -> BinaryIO:
+        assert not read_ahead
+        left = iter(range(self._num_reads))
+
+        class File(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if next(left, None) is None:
+                    raise TransientError(f"{uri}: lost")
+                return super().read(size)
+
+        return File(self._data)
+
+
+@pytest.mark.parametrize("num_reads", [0, 1, 2, 4])
+def test_a_lost_connection_is_no_damage(num_reads: int) -> None:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"x": range(9000)}), file, row_group_size=1000)
+    data = file.getvalue()
+    fields: Any = {"x": {"column": "x", "dtype": "int64"}}
+    config = ParquetConfig(urls="r://a", fields=fields)
+    partition = Partition(0, (SourceRange(SourceFile("r://a", "a", len(data)), len(data)),))
+    with pytest.raises(TransientError, match="r://a: lost"):
+        list(ParquetSource(config, LosingStorage(data, num_reads), ["r://a"]).read(partition, 100))
+    whole = ParquetSource(config, LosingStorage(data, 1000), ["r://a"])
+    assert sum(len(block.rows) for block in whole.read(partition, 100)) == 9000
+
+
 def test_dtypes_of_the_config_need_no_file() -> None:
-    fields: Any = {"a": {"column": "a", "dtype": "uint16[*]"}, "b": {"column": "b", "dtype": "int8"}}
+    fields: Any = {
+        "a": {"column": "a", "dtype": "uint16[*]"},
+        "b": {"column": "b", "dtype": "int8"},
+    }
     source = ParquetSource(ParquetConfig(urls="absent", fields=fields), Storage(), ["absent"])
     assert source.fields == {"a": FieldSpec("uint16", (None,)), "b": FieldSpec("int8")}
 
 
-@pytest.mark.parametrize("text", ["", "text", "int7", "string[*]", "int64[0]", "int64[]", "int64[-1]"])
+@pytest.mark.parametrize(
+    "text", ["", "text", "int7", "string[*]", "int64[0]", "int64[]", "int64[-1]"]
+)
 def test_an_unknown_dtype_lists_those_there_are(text: str) -> None:
     with pytest.raises(ValueError, match="is not one of string, binary, bool"):
         parse_dtype(text)
     with pytest.raises(ValidationError, match="is not one of"):
-        ParquetConfig(urls="x", fields={"x": {"column": "x", "dtype": text}})  # type: ignore[dict-item]
+        ParquetConfig(urls="x", fields={"x": {"column": "x", "dtype": text}})
 
 
 def test_a_list_of_names_is_short_for_equal_columns() -> None:

@@ -138,15 +138,13 @@ def test_members_are_those_of_tarfile(entries: list[tuple[str, str, bytes]], for
             info.linkname = "l" * 150 if form != tarfile.USTAR_FORMAT else "l"
             info.size = len(data) if kind == "file" else 0
             try:
-                info.tobuf(form)
+                info.tobuf(form)  # type: ignore[arg-type]
             except ValueError:
                 continue  # too long for ustar
             tar.addfile(info, io.BytesIO(data))
     data = file.getvalue()
     with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
-        want = [
-            (m.name, cast(BinaryIO, tar.extractfile(m)).read()) for m in tar if m.isreg()
-        ]
+        want = [(m.name, cast(BinaryIO, tar.extractfile(m)).read()) for m in tar if m.isreg()]
     assert [(name.rstrip("/"), body) for name, body in walk(data)] == [
         (name.rstrip("/"), body) for name, body in want
     ]
@@ -345,7 +343,7 @@ def test_a_lost_connection_is_worth_another_attempt(tmp_path: Path, name: str) -
     data = tar_of(noise)
     data = gzip.compress(data, 0) if name.endswith("gz") else data
     (tmp_path / name).write_bytes(data)
-    config = WebDatasetConfig(urls="x", fields={"image": "jpg"})  # type: ignore[dict-item]
+    config = WebDatasetConfig(urls="x", fields={"image": "jpg"})
     source = WebDatasetSource(config, CuttingStorage(), ["x"])
     file = SourceFile(str(tmp_path / name), name, len(data))
     with pytest.raises(TransientError, match="ended after 3,000 of"):
