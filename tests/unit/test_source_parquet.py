@@ -16,7 +16,7 @@ from operators.base import FieldSpec, Ragged
 from operators.columns import concat
 from pipeline.errors import SetupError, TransientError
 from pipeline.protocols import Partition, Rejected, SampleBlock, SourceFile, SourceRange
-from pipeline.sources.arrow_types import parse_dtype
+from pipeline.sources.arrow_types import parse_dtype, to_column
 from pipeline.sources.parquet import ParquetConfig, ParquetSource
 from pipeline.storage import Entry, Storage
 
@@ -84,6 +84,23 @@ def test_ragged_rows_keep_their_places_around_rejected_ones(tmp_path: Path) -> N
         ("a.parquet:1", "MissingField", "field 'tokens' is missing or null"),
         ("a.parquet:3", "MissingField", "field 'tokens' holds a null"),
     ]
+
+
+def test_ragged_rows_are_whole_where_blocks_and_row_groups_end_apart(tmp_path: Path) -> None:
+    ids = [[i] * i for i in range(9)]
+    pq.write_table(pa.table({"ids": ids}), tmp_path / "a.parquet", row_group_size=5)
+    blocks = blocks_of(source_of(tmp_path, fields=["ids"]), 4)
+    assert [block.num_samples for block in blocks] == [4, 4, 1]
+    for block in blocks:
+        found = block.columns["ids"]
+        assert found.offsets[0] == 0
+        assert [found[i].tolist() for i in range(len(found))] == [ids[row] for row in block.rows]
+
+
+def test_a_slice_of_lists_is_ragged_from_zero() -> None:
+    lists = pa.array([[1], [2, 3], [4]], pa.large_list(pa.int64())).slice(1)
+    found = to_column(lists, FieldSpec("int64", (None,)))
+    assert (found.values.tolist(), found.offsets.tolist()) == ([2, 3, 4], [0, 2, 3])
 
 
 def test_text_that_is_not_utf8_is_rejected_by_row(tmp_path: Path) -> None:

@@ -275,6 +275,15 @@ def test_a_cut_tar_gives_what_came_before(
     assert (bad.row, bad.key, bad.error) == (len(keys), bad_key, "CorruptTar")
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_cut_in_a_member_that_is_not_wanted_counts_too(tmp_path: Path, name: str) -> None:
+    data = tar_of(samples(5))[: 5 * 1024 + 512 + 100]  # inside 2.txt
+    data = gzip.compress(data) if name.endswith("gz") else data
+    rows, (bad,) = read(tmp_path, data, {"image": "jpg"}, name)
+    assert [row["key"] for row in rows] == ["0", "1"]
+    assert (bad.key, bad.error) == ("2.txt", "CorruptTar")
+
+
 @pytest.mark.parametrize("length", range(1, 400, 23))
 def test_a_cut_gzip_loses_nothing_silently(tmp_path: Path, length: int) -> None:
     data = gzip.compress(tar_of(samples(5)))
