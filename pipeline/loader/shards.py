@@ -1,7 +1,7 @@
 """Rows of memory-mapped Arrow IPC shards, by their number in the data set."""
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,28 +66,36 @@ class ShardReader:
         Raises:
             IntegrityError: a shard is not what the index says, or not an Arrow file.
         """
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        pieces: list[_Piece] = []
-        done = 0
-        while done < len(rows):
-            first, stop, columns = self._record_batch(int(ordered[done]))
-            end = int(np.searchsorted(ordered, stop))
-            piece = (_index(order[done:end]), _index(ordered[done:end] - first), columns)
-            pieces.append(piece)
-            done = end
-        return {name: _gather(name, spec, pieces, len(rows)) for name, spec in self._fields.items()}
+        pieces = list(self._pieces(rows))
+        return {
+            name: _gather(name, spec, pieces, len(rows)) for name, spec in self._fields.items()
+        }
+
+    def _pieces(self, rows: np.ndarray) -> Iterator["_Piece"]:
+        """Group the rows by the record batch that holds them."""
+        order = None if (rows[1:] > rows[:-1]).all() else np.argsort(rows)
+        ordered = rows if order is None else rows[order]
+        numbers: list[int] = ordered.tolist()
+        start, count = 0, len(numbers)
+        while start < count:
+            first, end, columns = self._record_batch(numbers[start])
+            stop = bisect_left(numbers, end, start)
+            local = slice(numbers[start] - first, numbers[stop - 1] - first + 1)
+            is_run = local.stop - local.start == stop - start
+            places = slice(start, stop) if order is None else order[start:stop]
+            yield places, local if is_run else ordered[start:stop] - first, columns
+            start = stop
 
     def _record_batch(self, row: int) -> tuple[int, int, Mapping[str, Column]]:
         """Return the first row, the stop and the columns of the record batch that holds a row."""
         number = bisect_right(self._stops, row)
-        shard = self._open.get(number, lambda: self._map(number))
+        shard = self._open.get(number, self._map, number)
         base = self._stops[number] - shard.num_samples
         batch = bisect_right(shard.stops, row - base)
         columns = shard.mapped.get(batch)
         if columns is None:
             with _integrity_errors(self._files.uri(number)):
-                columns = self._decoded.get((number, batch), lambda: shard.columns(batch))
+                columns = self._decoded.get((number, batch), shard.decode, batch)
         stop = base + shard.stops[batch]
         return base + (shard.stops[batch - 1] if batch else 0), stop, columns
 
@@ -129,7 +137,7 @@ class _MappedShard:
 
     Attributes:
         stops: One past the last row of each record batch.
-        mapped: Record batch -> columns, for those seen so far whose columns lie in the map.
+        mapped: Record batch -> columns; of a compressed shard none, they are decoded on demand.
     """
 
     def __init__(self, path: str, fields: Mapping[str, FieldSpec]) -> None:
@@ -137,38 +145,46 @@ class _MappedShard:
         with pa.memory_map(path) as file:
             # The buffer keeps the map when the file is closed: maps are many, handles are few.
             self._buffer = file.read_buffer()
-        whole = self._reader([])
-        positions = sorted(whole.schema.get_field_index(name) for name in fields)
-        if positions and positions[0] < 0:
-            missing = [name for name in fields if name not in whole.schema.names]
-            raise KeyError(f"no field {missing[0]!r}")
-        # Only the key is decoded to count the rows of a compressed record batch.
-        keys = self._reader([0])
-        sizes = [keys.get_batch(i).num_rows for i in range(keys.num_record_batches)]
-        self.fingerprint: str = json.loads(whole.schema.metadata[b"tokenmill"])["fingerprint"]
-        self.stops: list[int] = np.cumsum(sizes).tolist()
+        reader = self._reader()
+        self.fingerprint: str = json.loads(reader.schema.metadata[b"tokenmill"])["fingerprint"]
+        self._positions = [_position(reader.schema, name) for name in fields]
         self.mapped: dict[int, Mapping[str, Column]] = {}
-        self._batches = self._reader(positions)
+        numbers = range(reader.num_record_batches)
+        if self._is_mapped(reader.get_batch(0)):
+            batches = [reader.get_batch(i) for i in numbers]
+            self.mapped = {i: self._columns(batches[i]) for i in numbers}
+            sizes = [batch.num_rows for batch in batches]
+        else:
+            keys = self._reader([0])  # to count rows, decode no more than the keys
+            sizes = [keys.get_batch(i).num_rows for i in numbers]
+        self.stops: list[int] = np.cumsum(sizes).tolist()
 
     @property
     def num_samples(self) -> int:
-        return self.stops[-1] if self.stops else 0
+        return self.stops[-1]
 
-    def columns(self, batch: int) -> Mapping[str, Column]:
-        arrays = self._batches.get_batch(batch)
-        columns = {name: _column(arrays[name], spec) for name, spec in self._fields.items()}
-        if all(self._is_mapped(arrays[name]) for name in self._fields):
-            self.mapped[batch] = columns
-        return columns
+    def decode(self, batch: int) -> Mapping[str, Column]:
+        return self._columns(self._reader(self._positions).get_batch(batch))
 
-    def _reader(self, positions: Sequence[int]) -> pa.RecordBatchFileReader:
+    def _columns(self, batch: pa.RecordBatch) -> Mapping[str, Column]:
+        return {name: _column(batch[name], spec) for name, spec in self._fields.items()}
+
+    def _reader(self, positions: Sequence[int] = ()) -> pa.RecordBatchFileReader:
+        """Return a reader of some fields, which copies; or of all, which does not."""
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=list(positions))
         return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
 
-    def _is_mapped(self, array: pa.Array) -> bool:
-        start = self._buffer.address
-        buffers = (buffer for buffer in array.buffers() if buffer is not None)
-        return all(start <= buffer.address < start + self._buffer.size for buffer in buffers)
+    def _is_mapped(self, batch: pa.RecordBatch) -> bool:
+        start, stop = self._buffer.address, self._buffer.address + self._buffer.size
+        buffers = [buffer for column in batch.columns for buffer in column.buffers()]
+        return all(start <= b.address < stop for b in buffers if b is not None and b.size)
+
+
+def _position(schema: pa.Schema, name: str) -> int:
+    position: int = schema.get_field_index(name)
+    if position < 0:
+        raise KeyError(f"no field {name!r}")
+    return position
 
 
 def _column(array: pa.Array, spec: FieldSpec) -> Column:
@@ -209,11 +225,12 @@ def _gather_ragged(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_row
         column: Ragged = columns[name]
         starts, stops = column.offsets[:-1][rows], column.offsets[1:][rows]
         lengths[places] = stops - starts
-        if isinstance(places, slice) and isinstance(rows, slice):
-            parts[places.start] = column.values[starts[0] : stops[-1]]
-            continue
-        where = np.arange(num_rows)[places].tolist()
-        for place, start, stop in zip(where, starts.tolist(), stops.tolist(), strict=True):
+        if isinstance(places, slice):
+            if isinstance(rows, slice):
+                parts[places.start] = column.values[starts[0] : stops[-1]]
+                continue
+            places = np.arange(places.start, places.stop)
+        for place, start, stop in zip(places.tolist(), starts.tolist(), stops.tolist(), strict=True):
             parts[place] = column.values[start:stop]
     np.cumsum(lengths, out=lengths)
     return Ragged(np.concatenate(parts), offsets)
@@ -230,14 +247,6 @@ def _gather_objects(name: str, pieces: Sequence[_Piece], num_rows: int) -> list[
     return found
 
 
-def _index(positions: np.ndarray) -> Index:
-    """Return positions as a slice when they are consecutive."""
-    first = int(positions[0])
-    if len(positions) == 1 or (np.diff(positions) == 1).all():
-        return slice(first, first + len(positions))
-    return positions
-
-
 ValueT = TypeVar("ValueT")
 
 
@@ -248,11 +257,11 @@ class _Recent(Generic[ValueT]):
         self._capacity = capacity
         self._values: OrderedDict[Hashable, ValueT] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], ValueT]) -> ValueT:
+    def get(self, key: Hashable, make: Callable[[int], ValueT], number: int) -> ValueT:
         if key in self._values:
             self._values.move_to_end(key)
             return self._values[key]
-        value = self._values[key] = make()
+        value = self._values[key] = make(number)
         if len(self._values) > self._capacity:
             self._values.popitem(last=False)
         return value

@@ -41,6 +41,9 @@ class ArrowSink:
         metadata: Schema metadata, as JSON values.
         compression: ``none`` or ``zstd``.
         shard_bytes: A shard ends with the record batch that brings it to this size.
+
+    Raises:
+        ContractError: a field has a dimension of 0.
     """
 
     def __init__(
@@ -256,6 +259,8 @@ def _type(spec: FieldSpec) -> pa.DataType:
         return pa.string()
     if spec.dtype == "binary":
         return pa.binary()
+    if 0 in spec.shape:  # pyarrow divides by it, which ends the process
+        raise ContractError(f"a field of {spec} cannot be stored, expected dimensions of 1 or more")
     kind = pa.from_numpy_dtype(np.dtype(spec.dtype))
     for length in reversed(spec.shape):
         item = pa.field("item", kind, nullable=False)
