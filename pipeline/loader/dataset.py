@@ -19,7 +19,7 @@ from pipeline.storage import Storage
 
 STATE_VERSION = 1
 
-Batch = dict[str, torch.Tensor | RaggedBatch | list[Any]]
+Batch = dict[str, Any]  # tensors, RaggedBatches and lists: the field's spec says which
 
 _RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"))
 _ORDER_AHEAD = 1 << 16  # positions turned into rows at a time

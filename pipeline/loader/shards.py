@@ -67,9 +67,7 @@ class ShardReader:
             IntegrityError: a shard is not what the index says, or not an Arrow file.
         """
         pieces = list(self._pieces(rows))
-        return {
-            name: _gather(name, spec, pieces, len(rows)) for name, spec in self._fields.items()
-        }
+        return {name: _gather(name, spec, pieces, len(rows)) for name, spec in self._fields.items()}
 
     def _pieces(self, rows: np.ndarray) -> Iterator["_Piece"]:
         """Group the rows by the record batch that holds them."""
@@ -225,12 +223,11 @@ def _gather_ragged(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_row
         column: Ragged = columns[name]
         starts, stops = column.offsets[:-1][rows], column.offsets[1:][rows]
         lengths[places] = stops - starts
-        if isinstance(places, slice):
-            if isinstance(rows, slice):
-                parts[places.start] = column.values[starts[0] : stops[-1]]
-                continue
-            places = np.arange(places.start, places.stop)
-        for place, start, stop in zip(places.tolist(), starts.tolist(), stops.tolist(), strict=True):
+        if isinstance(places, slice) and isinstance(rows, slice):
+            parts[places.start] = column.values[starts[0] : stops[-1]]
+            continue
+        bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+        for place, (start, stop) in zip(_numbers(places), bounds, strict=True):
             parts[place] = column.values[start:stop]
     np.cumsum(lengths, out=lengths)
     return Ragged(np.concatenate(parts), offsets)
@@ -239,12 +236,18 @@ def _gather_ragged(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_row
 def _gather_objects(name: str, pieces: Sequence[_Piece], num_rows: int) -> list[str | bytes]:
     found: list[str | bytes] = [""] * num_rows
     for places, rows, columns in pieces:
-        where = np.arange(num_rows)[places].tolist()
         column = columns[name]
         taken = column[rows] if isinstance(rows, slice) else column.take(pa.array(rows))
-        for place, value in zip(where, taken.to_pylist(), strict=True):
+        for place, value in zip(_numbers(places), taken.to_pylist(), strict=True):
             found[place] = value
     return found
+
+
+def _numbers(index: Index) -> Sequence[int]:
+    if isinstance(index, slice):
+        return range(index.start, index.stop)
+    numbers: list[int] = index.tolist()
+    return numbers
 
 
 ValueT = TypeVar("ValueT")

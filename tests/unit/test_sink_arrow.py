@@ -156,9 +156,7 @@ def test_sources_say_which_rows_a_shard_and_a_batch_hold(
 ) -> None:
     [whole] = write(tmp_path / "whole", [5])
     assert whole.sources == (RowRange("a.tar", 0, 39), RowRange("b.tar", 20, 40))
-    assert batch_sources(tmp_path / "whole" / whole.path) == [
-        [["a.tar", 0, 39], ["b.tar", 20, 40]]
-    ]
+    assert batch_sources(tmp_path / "whole" / whole.path) == [[["a.tar", 0, 39], ["b.tar", 20, 40]]]
     monkeypatch.setattr(arrow, "BATCH_BYTES", 300)
     [cut] = write(tmp_path / "cut", [5])
     assert cut.sources == whole.sources
