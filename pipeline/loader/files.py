@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import IntegrityError, TransientError
+from pipeline.errors import IntegrityError, SetupError
 from pipeline.manifest import DataSet
 from pipeline.storage import NotFoundError
 
@@ -77,10 +77,11 @@ class ShardFiles:
                     while chunk := source.read(_CHUNK_BYTES):
                         digest.update(chunk)
                         temp.write(chunk)
-                except OSError as error:
-                    raise TransientError(
-                        f"{uri}: {type(error).__name__} while copying to {target}: {error}"
-                    ) from error
+                except OSError as error:  # the storage's own errors are ours already
+                    raise SetupError(
+                        f"{target}: {error.strerror} while copying {uri}",
+                        hint="make room, or choose another cache_dir",
+                    ) from None
                 self._check(uri, shard, temp.tell(), digest.hexdigest())
                 os.replace(temp.name, target)
             except BaseException:

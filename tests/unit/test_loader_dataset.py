@@ -384,6 +384,6 @@ def test_store_that_stops_answering_is_worth_another_attempt(
         raise ConnectionResetError("reset by peer")
 
     monkeypatch.setattr(opened, "read", read, raising=False)
-    with pytest.raises(TransientError, match="ConnectionResetError while copying"):
+    with pytest.raises(TransientError, match="ConnectionResetError: reset by peer"):
         next(iter(data))
     assert list((tmp_path / "cache").iterdir()) == []
