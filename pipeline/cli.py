@@ -202,37 +202,52 @@ def status(output: OutputUri) -> None:
 def verify(
     output: OutputUri,
     golden: Annotated[bool, typer.Option(help="Encode the golden samples again, too.")] = True,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take back what is damaged, for the next run to redo.")
+    ] = False,
 ) -> None:
     """Check a finished data set: every hash, count, dtype and id, and the golden samples."""
     from rich.progress import Progress
 
+    from pipeline import verify as checks
     from pipeline.errors import IntegrityError
     from pipeline.manifest import open_data_set
-    from pipeline.verify import verify as check
 
-    manifest = open_data_set(output, Storage()).manifest
-    problems, checks = [], 0
-    with Progress(console=out, transient=True) as bar:
-        task = bar.add_task("verify", total=manifest.totals["shards"] + len(manifest.golden) + 3)
-        for finding in check(output, Storage(), golden=golden):
-            checks += 1
-            bar.advance(task)
+    storage = Storage()
+    findings: list[checks.Finding] = []
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("verify", total=None)
+        for finding in checks.verify(output, storage, golden=golden):
+            findings.append(finding)
+            bar.update(task, description=f"verify {len(findings):,}: {finding.check}")
             if finding.problem is not None:
-                problems.append(finding)
-                bar.console.print(f"[red]wrong[/]    {finding.check}: {finding.problem}")
+                line = Text("wrong    ", "red") + f"{finding.check}: {finding.problem}"
+                bar.console.print(line, soft_wrap=True)
             elif finding.skipped is not None:
-                bar.console.print(f"[yellow]skipped[/]  {finding.check}: {finding.skipped}")
-    for warning in manifest.warnings:
-        out.print(f"[yellow]warning[/]  {warning}")
-    if problems:
+                line = Text("skipped  ", "yellow") + f"{finding.check}: {finding.skipped}"
+                bar.console.print(line, soft_wrap=True)
+    wrong = [finding for finding in findings if finding.problem is not None]
+    if wrong:
+        message = f"{output}: {len(wrong):,} of {len(findings):,} checks found something wrong"
+        if all(finding.redo is None for finding in wrong):
+            raise IntegrityError(message, hint="nothing that a repair could mend; see above")
+        if not repair:
+            raise IntegrityError(
+                message,
+                hint=f"`pipeline verify {output} --repair` takes back what is damaged; then run "
+                "the job again: it does that anew",
+            )
+        done = checks.repair(output, storage, findings)
         raise IntegrityError(
-            f"{output}: {len(problems):,} of {checks:,} checks found something wrong",
-            hint="remove the commit records (_ledger) of the partitions named above and the "
-            "manifest, then run the job again: it does those partitions anew",
+            f"{message}; took back the manifest and {len(done):,} commit records",
+            hint="run the job again: it does them anew and finishes the data set",
         )
+    manifest = open_data_set(output, storage).manifest
+    for warning in manifest.warnings:
+        out.print(Text("warning  ", "yellow") + warning, soft_wrap=True)
     totals = manifest.totals
     out.print(
-        f"[green]right[/]    {checks:,} checks: {totals['shards']:,} shards, "
+        Text("right    ", "green") + f"{len(findings):,} checks: {totals['shards']:,} shards, "
         f"{totals['samples']:,} samples, {sum(totals['tokens'].values()):,} tokens"
     )
 
