@@ -256,22 +256,28 @@ def verify(
 def preview(
     output: OutputUri,
     to: Annotated[
-        Path | None, typer.Option(help="PNG file to write.", show_default="OUTPUT/preview.png")
+        Path | None,
+        typer.Option(
+            help="PNG file to write.",
+            show_default="OUTPUT/preview.png; ./preview.png for an output that is not on disk",
+        ),
     ] = None,
     num: Annotated[int, typer.Option(help="Samples to show.", min=1, max=64)] = 8,
 ) -> None:
     """Draw originals beside what their tokens decode to, and decode text back."""
     from pipeline.preview import preview as decode
 
-    found = decode(output, Storage(), num)
+    storage = Storage()
+    found = decode(output, storage, num)
     if found.warning:
-        out.print(f"[yellow]warning[/]  {found.warning}")
+        out.print(Text("warning  ", "yellow") + found.warning, soft_wrap=True)
     for label, texts in found.decoded.items():
         for key, text in zip(found.keys, texts, strict=True):
             if isinstance(text, str):
-                out.print(Text(f"{key}  {label}: ", style="dim") + Text(text[:200]))
-    path = to or Path(output) / "preview.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+                line = Text(f"{key}  {label}: ", "dim") + " ".join(text.split())
+                out.print(line, no_wrap=True, overflow="ellipsis")
+    folder = storage.local_path(output.removesuffix("/manifest.json"))
+    path = to or (folder or Path()) / "preview.png"
     found.sheet().save(path)
     out.print(f"wrote {path}", soft_wrap=True)
 
