@@ -114,7 +114,10 @@ class JobSpec(_Model):
         int, Field(ge=1, description="Samples per call of a device operator.")
     ] = 64
     shards: Annotated[ShardsSpec, Field(description="What is written.")]
-    output: Annotated[str, Field(description="Output folder: a path or URL.")]
+    output: Annotated[
+        str,
+        Field(description="Output folder: a URL, or a path from the current directory."),
+    ]
     storage: Annotated[
         dict[str, dict[str, Any]],
         Field(description="Protocol (s3, hf, https) -> options of its fsspec file system."),

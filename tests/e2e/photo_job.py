@@ -52,9 +52,9 @@ def write_job(folder: Path, text: str = JOB) -> Path:
     return path
 
 
-def write_corpus(folder: Path) -> None:
-    """Write ``photos-0.tar`` and ``photos-1.tar``, 4 samples each."""
-    for tar in range(NUM_TARS):
+def write_corpus(folder: Path, num_tars: int = NUM_TARS) -> None:
+    """Write ``photos-0.tar``, ``photos-1.tar`` and so on, 4 samples each."""
+    for tar in range(num_tars):
         with tarfile.open(folder / f"photos-{tar}.tar", "w") as file:
             for i in range(PER_TAR):
                 key = f"{tar}-{i}"

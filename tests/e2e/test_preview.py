@@ -1,6 +1,5 @@
 """``pipeline preview``: a sheet to look at, and the text that comes back."""
 
-
 import numpy as np
 import pytest
 from PIL import Image
