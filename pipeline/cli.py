@@ -56,7 +56,8 @@ def main() -> None:
         raise
     if code == INTERRUPTED:
         err.print("stopped; run the same command again to go on")
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 @app.command()
