@@ -248,6 +248,11 @@ class Storage:
                     f"{shown(uri)}: no credentials were found",
                     hint="set them in the environment, a profile, or the job's storage options",
                 ) from None
+            if isinstance(error, ValueError) and "range requests" in str(error):
+                raise SetupError(
+                    f"{shown(uri)}: the server does not answer range requests",
+                    hint="copy the files to a disk or an object store",
+                ) from None
             if package not in _NETWORK_PACKAGES:
                 raise
             status = getattr(error, "status", None)
