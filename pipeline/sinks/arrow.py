@@ -64,7 +64,7 @@ class ArrowSink:
         self._schema = pa.schema(
             [pa.field("key", pa.string(), nullable=False)]
             + [
-                pa.field(name, arrowarrow_type(spec), nullable=False)
+                pa.field(name, arrow_type(spec), nullable=False)
                 for name, spec in fields.items()
             ],
             metadata={"tokenmill": json.dumps(metadata, sort_keys=True, ensure_ascii=False)},
@@ -273,7 +273,7 @@ class _HashingFile:
 
 
 def _array(column: Column, spec: FieldSpec) -> pa.Array:
-    kind = arrowarrow_type(spec)
+    kind = arrow_type(spec)
     if isinstance(column, pa.Array):
         return column.cast(kind)
     if isinstance(column, Ragged):
