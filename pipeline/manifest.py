@@ -128,7 +128,7 @@ def open_data_set(uri: str, storage: Storage | None = None) -> DataSet:
         IntegrityError: manifest and index do not belong together.
     """
     storage = storage or Storage()
-    folder = uri.rstrip("/").removesuffix("/" + MANIFEST)
+    folder = data_set_folder(uri)
     address = join(folder, MANIFEST)
     try:
         manifest = Manifest.from_json(storage.read(address), address)
@@ -143,9 +143,14 @@ def open_data_set(uri: str, storage: Storage | None = None) -> DataSet:
         raise IntegrityError(
             f"{join(folder, INDEX)}: sha256 {found[:12]}, the manifest says "
             f"{manifest.index_sha256[:12]}",
-            hint="run the job again: it rewrites manifest and index from the ledger",
+            hint="`pipeline verify --repair`, then run the job again: it writes both anew",
         )
     return DataSet(folder, manifest, pa.ipc.open_file(pa.BufferReader(index)).read_all(), storage)
+
+
+def data_set_folder(uri: str) -> str:
+    """Return the folder of a data set, given it or the address of its ``manifest.json``."""
+    return uri.rstrip("/").removesuffix("/" + MANIFEST)
 
 
 def index_bytes(results: Iterable[PartitionResult], token_fields: Sequence[str]) -> bytes:
