@@ -35,6 +35,12 @@ OutputUri = Annotated[str, typer.Argument(help="Output folder of a run.", show_d
 Output = Annotated[
     str | None, typer.Option(help="Output folder, instead of the job's.", show_default=False)
 ]
+StorageOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--job", help="Job file whose storage options reach the output.", show_default=False
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option(help="Stop after this many input samples.", min=1, show_default=False)
 ]
@@ -184,13 +190,13 @@ def operators(
 
 
 @app.command()
-def status(output: OutputUri) -> None:
+def status(output: OutputUri, job: StorageOf = None) -> None:
     """Show where a run stands."""
     from pipeline import maintenance
     from pipeline.report.summary import stage_figures
     from pipeline.report.tables import stage_table
 
-    found = maintenance.status(output, Storage())
+    found = maintenance.status(output, _storage(job))
     state = "finished" if found.finished else "not finished: run the job again to go on"
     bad = sum(result.num_quarantined for result in found.results)
     facts = _facts()
@@ -213,6 +219,7 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Take back what is damaged, for the next run to redo.")
     ] = False,
+    job: StorageOf = None,
 ) -> None:
     """Check a finished data set: every hash, count, dtype and id, and the golden samples."""
     from rich.progress import Progress
@@ -221,7 +228,7 @@ def verify(
     from pipeline.errors import IntegrityError
     from pipeline.manifest import open_data_set
 
-    storage = Storage()
+    storage = _storage(job)
     findings: list[checks.Finding] = []
     with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task("verify", total=None)
@@ -271,6 +278,7 @@ def preview(
         ),
     ] = None,
     num: Annotated[int, typer.Option(help="Samples to show.", min=1, max=64)] = 8,
+    job: StorageOf = None,
 ) -> None:
     """Draw originals beside what their tokens decode to, and decode text back."""
     import io
@@ -279,7 +287,7 @@ def preview(
     from pipeline.preview import preview as decode
     from pipeline.storage import join
 
-    storage = Storage()
+    storage = _storage(job)
     found = decode(output, storage, num)
     if found.warning:
         out.print(Text("warning  ", "yellow") + found.warning, soft_wrap=True)
@@ -299,7 +307,7 @@ def preview(
 
 
 @app.command()
-def report(output: OutputUri) -> None:
+def report(output: OutputUri, job: StorageOf = None) -> None:
     """Show the figures of a run again."""
     from pipeline.report.summary import RunSummary
     from pipeline.report.tables import stage_table, summary_table
@@ -307,7 +315,7 @@ def report(output: OutputUri) -> None:
     from pipeline.storage import NotFoundError, join
 
     try:
-        summary = RunSummary.from_json(Storage().read(join(output, REPORT)))
+        summary = RunSummary.from_json(_storage(job).read(join(output, REPORT)))
     except NotFoundError:
         raise NotFoundError(
             f"{output}: no report", hint="the run is not finished; try `pipeline status`"
@@ -324,12 +332,13 @@ def gc(
     unfinished: Annotated[
         bool, typer.Option(help="Also when the run is not finished and none is at work.")
     ] = False,
+    job: StorageOf = None,
 ) -> None:
     """Remove what killed attempts left behind: files that no commit names."""
     from pipeline import maintenance
     from pipeline.report.tables import size
 
-    storage, count, freed = Storage(), 0, 0
+    storage, count, freed = _storage(job), 0, 0
     for entry in list(maintenance.unreferenced(output, storage, unfinished=unfinished)):
         out.print(f"{'would remove' if dry_run else 'removed'} {entry.uri}", soft_wrap=True)
         if not dry_run:
@@ -365,6 +374,10 @@ def sample_data(
         f"files, {size(data.text_bytes)} of text) in {folder}",
         soft_wrap=True,
     )
+
+
+def _storage(job_file: Path | None) -> Storage:
+    return Storage(load_job(job_file).storage_options() if job_file is not None else None)
 
 
 def _job(path: Path, limit: int | None = None) -> JobSpec:

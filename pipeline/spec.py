@@ -188,15 +188,21 @@ def parse_job(text: str, name: str, overrides: Mapping[str, Any] | None = None) 
     return _validate({**raw, **(overrides or {})}, JobText(name, lines))
 
 
-def job_from_recipe(recipe: Mapping[str, Any]) -> JobSpec:
+def job_from_recipe(
+    recipe: Mapping[str, Any], storage: Mapping[str, Mapping[str, Any]] | None = None
+) -> JobSpec:
     """Return a job that makes the same bytes as the one a recipe was taken from.
 
-    Output, storage and run settings are not part of a recipe; they are the defaults.
+    Output and run settings are not part of a recipe; they are the defaults.
+
+    Args:
+        recipe: As a manifest holds it.
+        storage: Protocol -> options, which are not part of it either.
 
     Raises:
         SpecError: the recipe names an operator or setting that is not known here.
     """
-    return _validate({**recipe, "output": "."}, JobText("recipe"))
+    return _validate({**recipe, "output": ".", "storage": dict(storage or {})}, JobText("recipe"))
 
 
 def job_schema() -> dict[str, Any]:

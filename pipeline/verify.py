@@ -285,7 +285,7 @@ def _flat(array: pa.Array) -> np.ndarray:
 def _check_golden(data: DataSet) -> Iterator[Finding]:
     check = f"{len(data.manifest.golden)} golden samples give the same ids"
     try:
-        job = job_from_recipe(data.manifest.recipe)
+        job = job_from_recipe(data.manifest.recipe, data.storage.options)
         source = build_source(job.source, data.storage, job.source_urls())
         identities = build_chain(job, source.fields).identities()
         now = fingerprint(job, identities)

@@ -63,10 +63,7 @@ class ArrowSink:
         self._fields = dict(fields)
         self._schema = pa.schema(
             [pa.field("key", pa.string(), nullable=False)]
-            + [
-                pa.field(name, arrow_type(spec), nullable=False)
-                for name, spec in fields.items()
-            ],
+            + [pa.field(name, arrow_type(spec), nullable=False) for name, spec in fields.items()],
             metadata={"tokenmill": json.dumps(metadata, sort_keys=True, ensure_ascii=False)},
         )
         self._options = pa.ipc.IpcWriteOptions(

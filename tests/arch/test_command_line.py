@@ -10,11 +10,11 @@ import typer
 ROOT = Path(__file__).parents[2]
 
 COMMANDS = {
-    "gc": {"output", "--dry-run", "--unfinished"},
+    "gc": {"output", "--job", "--dry-run", "--unfinished"},
     "operators": {"name"},
     "plan": {"job_file", "--limit", "--output"},
-    "preview": {"output", "--num", "--to"},
-    "report": {"output"},
+    "preview": {"output", "--job", "--num", "--to"},
+    "report": {"output", "--job"},
     "run": {
         "job_file",
         "--address",
@@ -26,9 +26,9 @@ COMMANDS = {
     },
     "sample-data": {"folder"},
     "schema": {"path"},
-    "status": {"output"},
+    "status": {"output", "--job"},
     "validate": {"job_file"},
-    "verify": {"output", "--golden", "--repair"},
+    "verify": {"output", "--job", "--golden", "--repair"},
 }
 """Scripts use these: take none away and rename none without a new major version."""
 

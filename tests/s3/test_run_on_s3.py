@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import runner
+from pipeline.cli import main
 from pipeline.manifest import open_data_set
 from pipeline.spec import JobSpec, parse_job
 from pipeline.storage import Storage
@@ -71,7 +72,9 @@ def test_same_bytes_as_on_disk(
     assert shards_of(f"{bucket}/out", s3) == shards_of(str(local), Storage())
     again = runner.run(runner.prepare(remote), engine="inline")
     assert again.num_resumed == again.num_partitions
-    findings = list(verify(f"{bucket}/out", s3, golden=False))
+    findings = list(verify(f"{bucket}/out", s3))
+    assert any(finding.check.startswith("golden") for finding in findings)
+    assert [finding for finding in findings if finding.skipped] == []
     assert [finding for finding in findings if finding.problem] == []
     assert open_data_set(f"{bucket}/out", s3).manifest.totals["samples"] == summary.samples
 
@@ -90,3 +93,32 @@ def test_no_credential_is_written(
         content = s3.read(entry.uri)
         assert b"sesame" not in content
         assert b"AKIAEXAMPLE" not in content
+
+
+def test_commands_reach_the_output_with_the_storage_options_of_a_job(
+    s3: Storage,
+    s3_endpoint: str,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, data in corpus().items():
+        s3.write(f"{bucket}/in/{name}", data)
+    monkeypatch.setenv("CORPUS", f"{bucket}/in")
+    options = f"{{s3: {{key: AKIAEXAMPLE, secret: any, endpoint_url: '{s3_endpoint}'}}}}"
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(JOB.format(output=f"{bucket}/out", storage=options))
+    of_job = ["--job", str(job_file)]
+    for arguments in (
+        ["run", str(job_file), "--engine", "inline"],
+        ["status", f"{bucket}/out", *of_job],
+        ["verify", f"{bucket}/out", *of_job],
+        ["report", f"{bucket}/out", *of_job],
+        ["gc", f"{bucket}/out", *of_job],
+    ):
+        monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
+        main()
+    printed = capsys.readouterr().out
+    assert "240 samples" in printed
+    assert "finished" in printed
