@@ -108,7 +108,7 @@ class PartitionState:
         if self.error is None:
             try:
                 return work(*args)
-            except Exception as error:
+            except BaseException as error:  # no stage may stop: others wait for its answer
                 self.fail(error)
         return None
 
