@@ -1,6 +1,6 @@
 """Calling an operator: which rows are to blame, and for what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,15 +71,18 @@ def test_one_bad_row_of_many_costs_few_calls() -> None:
 def test_ragged_text_and_lists_are_halved_too() -> None:
     class Joined(Operator[OperatorConfig]):
         Config = OperatorConfig
-        inputs = {"text": FieldSpec("string"), "image": FieldSpec("pillow")}
-        outputs = {"ids": FieldSpec("int64", (None,))}
+        inputs: Mapping[str, FieldSpec] = {
+            "text": FieldSpec("string"),
+            "image": FieldSpec("pillow"),
+        }
+        outputs: Mapping[str, FieldSpec] = {"ids": FieldSpec("int64", (None,))}
 
         def __call__(self, batch: Batch) -> Batch:
             parts = [len(text.as_py()) * [i] for text, i in zip(*batch.values(), strict=True)]
             if 2 in batch["image"]:
                 raise KeyError("two")
             offsets = np.cumsum([0, *map(len, parts)])
-            return {"ids": Ragged(np.array(sum(parts, []), np.int64), offsets)}
+            return {"ids": Ragged(np.concatenate(parts).astype(np.int64), offsets)}
 
     batch = {"text": pa.array(["a", "", "ccc", "dd"], pa.large_string()), "image": [0, 1, 2, 3]}
     result, errors = call_on_rows(Joined(OperatorConfig(name="joined")), batch, 4)

@@ -1,5 +1,7 @@
 """The stage of CPU operators: what a block holds afterwards, and what is counted."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -100,7 +102,9 @@ def test_the_payload_is_what_the_source_gave() -> None:
 
 def test_tokens_are_counted_by_scalars_of_fields_with_a_vocabulary() -> None:
     class Ids(Times10):
-        outputs = {"y": FieldSpec("int64", (), vocab_size=100)}
+        @property
+        def outputs(self) -> Mapping[str, FieldSpec]:
+            return {"y": FieldSpec("int64", (), vocab_size=100)}
 
     state = new_state("cpu")
     CpuStage("cpu", bind(Ids()))(block(state, range(4)))
