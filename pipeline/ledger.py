@@ -98,7 +98,7 @@ class Ledger:
                     hint="the folder mixes two runs; start again with --fresh",
                 )
             return _result(record)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"{uri}: not a commit record ({error})",
                 hint="remove this record: its partition is then done again",

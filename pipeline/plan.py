@@ -159,16 +159,26 @@ def read_plan(storage: Storage, output: str) -> list[Partition]:
     """Return the partitions that ``write_plan`` wrote.
 
     Raises:
-        IntegrityError: the file is not whole.
+        IntegrityError: the file is not whole, or of another version.
     """
     uri = join(output, PLAN)
-    head, *lines = storage.read(uri).decode().splitlines()
-    if json.loads(head)["partitions"] != len(lines):
+    # Not splitlines(): it also breaks at U+2028 and others that stand in file names.
+    head, *lines = storage.read(uri).decode("utf-8", "replace").rstrip("\n").split("\n")
+    try:
+        version, count = json.loads(head)["version"], json.loads(head)["partitions"]
+        if version != FORMAT_VERSION:
+            raise IntegrityError(
+                f"{uri}: version {version}, this program reads {FORMAT_VERSION}",
+                hint="run the program version that wrote it",
+            )
+        if count != len(lines):
+            raise ValueError(f"{len(lines):,} partitions, its first line says {count:,}")
+        return [_partition(json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
-            f"{uri}: {len(lines):,} partitions, its first line says {json.loads(head)}",
+            f"{uri}: not a whole plan ({error})",
             hint="the file was cut or edited; start again with --fresh",
-        )
-    return [_partition(json.loads(line)) for line in lines]
+        ) from None
 
 
 def plan_digest(partitions: Sequence[Partition]) -> str:

@@ -31,7 +31,8 @@ def write_quarantine(
                 name: base64.b64encode(value).decode() for name, value in item.payload.items()
             }
         lines.append(json.dumps(line, ensure_ascii=False))
-    data = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+    # A lone surrogate (a broken name in a reason) becomes \udcff, which JSON reads back.
+    data = ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
     path = f"quarantine/{partition:07d}.jsonl"
     storage.write(join(output, path), data)
     return QuarantineFile(path, len(data), hashlib.sha256(data).hexdigest(), len(lines))
@@ -39,7 +40,8 @@ def write_quarantine(
 
 def read_quarantine(storage: Storage, output: str, file: QuarantineFile) -> Iterator[Rejected]:
     """Yield the rejected samples of one quarantine file."""
-    for line in storage.read(join(output, file.path)).decode().splitlines():
+    # Not splitlines(): it also breaks at U+0085, U+2028 and others that stand in keys.
+    for line in storage.read(join(output, file.path)).decode().rstrip("\n").split("\n"):
         item = json.loads(line)
         payload = item.pop("payload", None)
         del item["partition"]

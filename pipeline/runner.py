@@ -25,7 +25,7 @@ from pipeline.errors import (
     SpecError,
 )
 from pipeline.ledger import FOLDER, Ledger
-from pipeline.manifest import INDEX, MANIFEST, Manifest, index_bytes, pick_golden
+from pipeline.manifest import FORMAT_VERSION, INDEX, MANIFEST, Manifest, index_bytes, pick_golden
 from pipeline.plan import (
     PLAN,
     Chain,
@@ -177,6 +177,7 @@ def run(
     pending = [partition for partition in partitions if partition.index not in state.done]
     pending.sort(key=lambda p: p.num_bytes, reverse=True)  # the largest first: no long tail
     if pending:
+        _check_budget(state, at_end=False)
         made = _engine(prepared, engine, address, workers)
         try:
             if listener is not None:
@@ -194,6 +195,7 @@ def remove_output(storage: Storage, output: str) -> None:
     Raises:
         SpecError: the folder holds files that no run writes.
     """
+    output = storage.resolve(output)  # as the walk gives names: "./out" would not match "out"
     entries = list(storage.walk(output))
     foreign = [entry.uri for entry in entries if not _is_ours(entry.uri[len(output) + 1 :])]
     if foreign:
@@ -208,17 +210,9 @@ def remove_output(storage: Storage, output: str) -> None:
 
 def _is_ours(path: str) -> bool:
     top = path.split("/", 1)[0]
-    return top in {
-        "shards",
-        "quarantine",
-        FOLDER,
-        PLAN,
-        JOB,
-        REPORT,
-        MANIFEST,
-        INDEX,
-        "preview.png",
-    }
+    # A killed run leaves temporary files: ``.manifest.json.x1y2.tmp``.
+    left_over = top.startswith(".") and top.endswith(".tmp")
+    return top in _OURS or (left_over and top[1:].rsplit(".", 2)[0] in _OURS)
 
 
 def _begin(prepared: Prepared) -> list[Partition]:
@@ -226,19 +220,25 @@ def _begin(prepared: Prepared) -> list[Partition]:
     storage, output = prepared.storage, prepared.output
     try:
         written = json.loads(storage.read(join(output, JOB)))
+        was, plan_sha256 = written["fingerprint"], written["plan_sha256"]
     except NotFoundError:
         return _write_down(prepared)
-    if written["fingerprint"] != prepared.fingerprint:
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{join(output, JOB)}: not what a run wrote there ({error})",
+            hint="start again with --fresh",
+        ) from None
+    if was != prepared.fingerprint:
         differences = _differences(
-            {"recipe": written["recipe"], "operators": written["operators"]},
-            {"recipe": prepared.job.recipe(), "operators": list(prepared.identities)},
+            {name: written.get(name) for name in ("format_version", "recipe", "operators")},
+            _what_changes_bytes(prepared),
         )
         raise FingerprintMismatchError(
             f"{output} belongs to another recipe:\n" + "\n".join(f"  {d}" for d in differences),
             hint="take the change back, choose another --output, or start again with --fresh",
         )
     partitions = read_plan(storage, output)
-    if plan_digest(partitions) != written["plan_sha256"]:
+    if plan_digest(partitions) != plan_sha256:
         raise IntegrityError(
             f"{join(output, PLAN)}: not the plan that the run began with",
             hint="start again with --fresh",
@@ -253,8 +253,7 @@ def _write_down(prepared: Prepared) -> list[Partition]:
     digest = write_plan(storage, output, partitions)
     content = {
         "fingerprint": prepared.fingerprint,
-        "recipe": job.recipe(),
-        "operators": list(prepared.identities),
+        **_what_changes_bytes(prepared),
         "plan_sha256": digest,
         "libraries": _libraries(),
     }
@@ -266,9 +265,20 @@ def _write_down(prepared: Prepared) -> list[Partition]:
     return partitions
 
 
+def _what_changes_bytes(prepared: Prepared) -> dict[str, Any]:
+    """Return what the fingerprint is made of."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "recipe": prepared.job.recipe(),
+        "operators": list(prepared.identities),
+    }
+
+
 def _engine(prepared: Prepared, name: str, address: str | None, workers: int | None) -> Engine:
     job = prepared.job
-    task = WorkerTask(job, prepared.fingerprint, prepared.output, "inline")
+    # Workers on a cluster have another current folder.
+    output = prepared.storage.resolve(prepared.output)
+    task = WorkerTask(job, prepared.fingerprint, output, "inline")
     if name == "inline":
         return InlineEngine(task, job.run.max_attempts)
     from pipeline.engines.ray import RayEngine

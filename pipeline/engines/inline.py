@@ -50,7 +50,8 @@ class InlineEngine:
 
     def progress(self) -> Mapping[str, StageCounts]:
         """Return what was done in partitions not yet yielded."""
-        return self._worker.progress() if self._worker is not None else {}
+        worker = self._worker  # asked for by another thread than the one that closes
+        return worker.progress() if worker is not None else {}
 
     def close(self) -> None:
         """Stop the worker."""

@@ -53,7 +53,9 @@ class RayEngine:
     ) -> None:
         self._task, self._max_attempts, self._resources = task, max_attempts, resources
         self._asked, self._address = workers, address
+        self._connected = False
         self._workers: list[_RemoteWorker] = []
+        self._suspects: deque[Partition] = deque()
         self._progress: dict[str, StageCounts] = {}
         self._num_started = 0
         self._failed_starts = 0
@@ -71,14 +73,17 @@ class RayEngine:
         later: list[tuple[float, int, Partition]] = []
         left = len(partitions)
         wanted = min(self._fitting(), len(partitions))
+        cpus = self._cpus_each(wanted)
         while left:
             while len(self._workers) < wanted:
-                self._start_worker()
+                self._start_worker(cpus)
             now = time.monotonic()
             while later and later[0][0] <= now:
                 queue.append(heapq.heappop(later)[2])
             self._dispatch(queue)
             for worker, ref in self._answers():
+                if ref not in worker.running:
+                    continue  # its worker died, as an answer before this one told
                 partition = worker.take(ref)
                 try:
                     answer = ray.get(ref)
@@ -92,7 +97,7 @@ class RayEngine:
                     self._workers.remove(worker)
                     for lost in ([partition] if partition else []) + worker.drop_all():
                         attempts.after_death(lost, type(error).__name__)
-                        queue.append(lost)
+                        self._suspects.append(lost)
                     if partition is None:
                         self._count_failed_start(error)
                 else:
@@ -108,12 +113,13 @@ class RayEngine:
         return self._progress
 
     def close(self) -> None:
-        """Stop the workers, and the private cluster."""
+        """Stop the workers, and the private cluster; a connection of the caller's stays."""
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers = []
-        if ray.is_initialized():
+        if self._connected:
             ray.shutdown()
+            self._connected = False
 
     def _connect(self) -> None:
         if ray.is_initialized():
@@ -138,6 +144,7 @@ class RayEngine:
                 f"no Ray cluster at {self._address or 'this machine'}: {error}",
                 hint="check --address, or use --engine inline",
             ) from None
+        self._connected = True
 
     def _fitting(self) -> int:
         """Return how many workers to run."""
@@ -154,11 +161,24 @@ class RayEngine:
             fitting = max(1, int(total.get("CPU", 1) / self._resources.cpus))
         return fitting if self._asked is None else self._asked
 
-    def _start_worker(self) -> None:
+    def _cpus_each(self, wanted: int) -> float:
+        """Return the cores to ask for per worker: an actor that fits nowhere would wait for ever.
+
+        On a private cluster nobody else competes for the cores, so that all workers may share
+        what there is; on another no more is asked for than its largest node has.
+        """
+        if self._address is None:
+            most = ray.cluster_resources().get("CPU", 1.0) / wanted
+        else:
+            most = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes())
+        cpus = min(self._resources.cpus, most)
+        return cpus if cpus < 1 else int(cpus)
+
+    def _start_worker(self, cpus: float) -> None:
         self._num_started += 1
         task = replace(self._task, worker=f"worker-{self._num_started}")
         actor = _WorkerActor.options(  # type: ignore[attr-defined]
-            num_cpus=self._resources.cpus,
+            num_cpus=cpus,
             num_gpus=self._resources.gpus,
             max_concurrency=AHEAD + 1,
             max_restarts=0,
@@ -169,15 +189,24 @@ class RayEngine:
         self._workers.append(worker)
 
     def _dispatch(self, queue: "deque[Partition]") -> None:
-        """Give partitions to workers that answered ready, evenly."""
+        """Give partitions to workers that answered ready, evenly.
+
+        Partitions that lost their worker get one to themselves, so that no other is blamed when
+        one of them kills it again.
+        """
+        for worker in self._workers:
+            if self._suspects and worker.ready and not worker.running:
+                worker.give(self._suspects.popleft(), alone=True)
         for depth in range(1, AHEAD + 1):
             for worker in self._workers:
-                if queue and worker.ready and len(worker.running) < depth:
-                    partition = queue.popleft()
-                    worker.running[worker.actor.process.remote(partition)] = partition
+                if queue and worker.ready and not worker.alone and len(worker.running) < depth:
+                    worker.give(queue.popleft())
 
     def _answers(self) -> list[tuple["_RemoteWorker", Any]]:
         owner = {ref: worker for worker in self._workers for ref in worker.running}
+        if not owner:
+            time.sleep(POLL_S)  # all that is left waits for its next attempt
+            return []
         done, _ = ray.wait(list(owner), num_returns=1, timeout=POLL_S)
         more, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
         return [(owner[ref], ref) for ref in dict.fromkeys([*done, *more])]
@@ -215,12 +244,19 @@ class _RemoteWorker:
 
     actor: Any
     ready: bool = False
+    alone: bool = False
     running: dict[Any, Partition | None] = field(default_factory=dict)
     progress_ref: Any = None
     counts: Mapping[str, StageCounts] = field(default_factory=dict)
 
+    def give(self, partition: Partition, *, alone: bool = False) -> None:
+        self.alone = alone
+        self.running[self.actor.process.remote(partition)] = partition
+
     def take(self, ref: Any) -> Partition | None:
-        return self.running.pop(ref)
+        partition = self.running.pop(ref)
+        self.alone = False
+        return partition
 
     def drop_all(self) -> list[Partition]:
         lost = [partition for partition in self.running.values() if partition is not None]

@@ -35,7 +35,8 @@ class ImageFolderSource:
 
     Fields: ``image`` (the file's bytes), ``path`` (below the listing's root; also the key) and
     ``label`` (name of the folder the file lies in, "" for files at the root). A block spans files;
-    its ``file_name`` is the folder that holds them all.
+    its ``file_name`` is the folder that holds all files of the partition: what a block is called
+    stands in shards and may not depend on where blocks are cut.
 
     Nothing is rejected here: whether the bytes are an image is for the decoder to say.
     """
@@ -64,12 +65,13 @@ class ImageFolderSource:
     def read(self, partition: Partition, block_rows: int) -> Iterator[SampleBlock]:
         """Yield the files in order; remote ones are fetched several at a time."""
         files = [found.file for found in partition.ranges[: partition.max_samples]]
+        folder = posixpath.commonpath([posixpath.dirname(file.name) for file in files] or [""])
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for first in range(0, len(files), block_rows):
                 part = files[first : first + block_rows]
                 remote = self._storage.local_path(part[0].uri) is None
                 images = list((pool.map if remote else map)(self._read_file, part))
-                yield _block(part, images, first)
+                yield _block(part, images, first, folder)
 
     def _read_file(self, file: SourceFile) -> bytes:
         if self._storage.local_path(file.uri) is not None:
@@ -92,12 +94,13 @@ _FIELDS = {
 }
 
 
-def _block(files: Sequence[SourceFile], images: Sequence[bytes], first_row: int) -> SampleBlock:
+def _block(
+    files: Sequence[SourceFile], images: Sequence[bytes], first_row: int, folder: str
+) -> SampleBlock:
     names = pa.array([file.name for file in files], pa.large_string())
-    folders = [posixpath.dirname(file.name) for file in files]
     return make_block(
         first_row=first_row,
-        file_name=posixpath.commonpath(folders),
+        file_name=folder,
         num_bytes=sum(map(len, images)),
         keys=names,
         arrays={

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -108,7 +109,7 @@ class PartitionState:
         if self.error is None:
             try:
                 return work(*args)
-            except Exception as error:
+            except BaseException as error:  # no stage may stop: others wait for its answer
                 self.fail(error)
         return None
 
@@ -151,7 +152,8 @@ class PartitionState:
         """
         if self.error is not None:
             if self.sink is not None:
-                self.sink.abort()
+                with suppress(Exception):  # what stopped the partition is what counts
+                    self.sink.abort()
             self.future.set_exception(self.error)
             return
         for stage, (starved_s, blocked_s) in waits.items():

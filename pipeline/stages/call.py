@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from operators.base import Batch, Column, Step, Verdict
+from operators.base import Batch, Column, Operator, Step, Verdict
 from operators.columns import concat, take
-from pipeline.errors import RowErrors, SampleError, SetupError, TokenmillError
+from pipeline.errors import ContractError, RowErrors, SampleError, SetupError, TokenmillError
 
 Errors = dict[int, SampleError]
 
@@ -22,7 +22,7 @@ def call_on_rows(step: Step, batch: Batch, rows: int) -> tuple[Any, Errors]:
         return step(batch), {}
     except RowErrors as error:
         return (error.good if rows > len(error.errors) else None), error.errors
-    except Exception as error:
+    except BaseException as error:
         _raise_unless_a_rows_fault(step, error)
         if rows == 1:
             return None, {0: _as_sample_error(error)}
@@ -54,14 +54,14 @@ def call_on_slots(step: Step, batch: Batch, slots: int) -> tuple[Any, Errors]:
         place = np.zeros(slots, np.int64)
         place[good] = np.arange(len(good))
         return {name: take_rows(column, place) for name, column in error.good.items()}, errors
-    except Exception as error:
+    except BaseException as error:
         _raise_unless_a_rows_fault(step, error)
     errors = {}
     for slot in range(slots):
         alone = np.full(slots, slot)
         try:
             step({name: take_rows(column, alone) for name, column in batch.items()})
-        except Exception as error:
+        except BaseException as error:
             _raise_unless_a_rows_fault(step, error)
             errors[slot] = _as_sample_error(error)
     good = np.setdiff1d(np.arange(slots), list(errors))
@@ -70,6 +70,16 @@ def call_on_slots(step: Step, batch: Batch, slots: int) -> tuple[Any, Errors]:
     filled = np.arange(slots)
     filled[list(errors)] = good[0]
     return step({name: take_rows(column, filled) for name, column in batch.items()}), errors
+
+
+def check_outputs(label: str, step: Operator[Any], result: Batch) -> None:
+    """Check that an operator gave exactly the fields that it declares.
+
+    Raises:
+        ContractError: it gave others.
+    """
+    if set(result) != set(step.outputs):
+        raise ContractError(f"{label}: adds {sorted(result)}, expected {sorted(step.outputs)}")
 
 
 def take_rows(column: Column, rows: np.ndarray) -> Column:
@@ -89,7 +99,10 @@ def _joined(results: Sequence[Any]) -> Any:
     return {name: concat([part[name] for part in results]) for name in results[0]}
 
 
-def _raise_unless_a_rows_fault(step: Step, error: Exception) -> None:
+def _raise_unless_a_rows_fault(step: Step, error: BaseException) -> None:
+    # Panics of libraries written in Rust are no ``Exception``, and yet a row's fault.
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
     if isinstance(error, TokenmillError) and not isinstance(error, SampleError):
         raise error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -99,7 +112,7 @@ def _raise_unless_a_rows_fault(step: Step, error: Exception) -> None:
         ) from error
 
 
-def _as_sample_error(error: Exception) -> SampleError:
+def _as_sample_error(error: BaseException) -> SampleError:
     if isinstance(error, SampleError):
         return error
     text = " ".join(str(error).split())[:300]

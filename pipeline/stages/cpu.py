@@ -9,7 +9,7 @@ from operators.base import Operator
 from operators.columns import check_column, num_bytes, num_values
 from pipeline.plan import BoundStep
 from pipeline.stages.block import Block, empty_column
-from pipeline.stages.call import call_on_rows
+from pipeline.stages.call import call_on_rows, check_outputs
 
 
 class CpuStage:
@@ -56,6 +56,7 @@ def _apply(bound: BoundStep, block: Block) -> int:
     if result is None:
         return _apply(bound, block)  # no row is left
     if isinstance(bound.step, Operator):
+        check_outputs(bound.label, bound.step, result)
         for name, spec in bound.step.outputs.items():
             check_column(name, result[name], spec, block.num_rows, bound.label)
             block.columns[bound.writes[name]] = result[name]

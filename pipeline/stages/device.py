@@ -9,7 +9,7 @@ from operators.base import Column, Operator, Verdict
 from operators.columns import check_column, concat, num_bytes, num_values, take
 from pipeline.plan import BoundStep
 from pipeline.stages.block import Block
-from pipeline.stages.call import call_on_slots
+from pipeline.stages.call import call_on_slots, check_outputs
 
 
 class DeviceStage:
@@ -38,9 +38,10 @@ class DeviceStage:
             slots = sum(b.num_rows + len(b.dead) for b in self._waiting)
             if slots < self._batch_size and not (block.last and slots):
                 break
-            batch = self._cut(min(slots, self._batch_size))
-            state.guard(self._run, batch)
-            yield batch
+            batch = state.guard(self._cut, min(slots, self._batch_size))
+            if batch is not None:
+                state.guard(self._run, batch)
+                yield batch
         if block.last or state.error is not None:
             self._waiting = []
         if block.last:
@@ -80,8 +81,9 @@ class DeviceStage:
             steps_s[bound.label] = time.perf_counter() - began
             if not len(kept):
                 break
-            fill[live[kept]] = np.arange(len(kept))
             live = live[kept]
+            fill = np.zeros(self._batch_size, np.int64)  # rows that left are not there to be read
+            fill[live] = np.arange(len(kept))
         if block.num_rows:
             tokens = self._fetch(block, on_device, live)
         block.state.count(self._name, started, samples, bytes_in, tokens, steps_s)
@@ -100,6 +102,7 @@ class DeviceStage:
         if result is None or not len(kept):
             return kept[:0]
         if isinstance(bound.step, Operator):
+            check_outputs(bound.label, bound.step, result)
             on_device.update({bound.writes[name]: column for name, column in result.items()})
             return kept
         verdict = Verdict(result.codes[live[kept]], result.reasons)
@@ -119,8 +122,9 @@ class DeviceStage:
                 field = bound.writes[name]
                 if field not in keep:
                     continue
-                column = take(_to_host(on_device[field]), live)
-                check_column(name, column, spec, block.num_rows, bound.label)
+                slots = _to_host(on_device[field])
+                check_column(name, slots, spec, self._batch_size, bound.label)
+                column = take(slots, live)
                 block.columns[field] = column
                 tokens += num_values(column) if spec.vocab_size is not None else 0
         block.columns = {name: c for name, c in block.columns.items() if name in keep}
