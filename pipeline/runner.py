@@ -383,13 +383,17 @@ def _finish(state: RunState, engine: str) -> RunSummary:
         warnings=prepared.warnings,
     )
     data = manifest.to_json()
-    existing = storage.stat(join(prepared.output, MANIFEST))
-    if existing is not None and storage.read(join(prepared.output, MANIFEST)) == data:
+    was_whole = _holds(storage, join(prepared.output, MANIFEST), data)
+    if was_whole and _holds(storage, join(prepared.output, INDEX), index):
         return summary  # finished before: leave the report of the run that did the work
     storage.write(join(prepared.output, INDEX), index)
     storage.write(join(prepared.output, REPORT), summary.to_json())
     storage.write(join(prepared.output, MANIFEST), data)
     return summary
+
+
+def _holds(storage: Storage, uri: str, data: bytes) -> bool:
+    return storage.stat(uri) is not None and storage.read(uri) == data
 
 
 def _totals(results: Sequence[PartitionResult], token_fields: Sequence[str]) -> dict[str, Any]:

@@ -82,8 +82,9 @@ class RunSpec(_Model):
         int, Field(ge=1, description="Threads per CPU stage of a worker (image decoding).")
     ] = 1
     chunk_size: Annotated[
-        int, Field(ge=1, description="Samples that one CPU task takes at a time.")
-    ] = 32
+        Literal["auto"] | Annotated[int, Field(ge=1)],
+        Field(description="Samples a CPU task takes at a time; auto is 32 files or 1,024 texts."),
+    ] = "auto"
     max_attempts: Annotated[
         int, Field(ge=1, description="Attempts at a partition whose worker or storage fails.")
     ] = 3

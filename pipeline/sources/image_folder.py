@@ -3,7 +3,7 @@
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -40,6 +40,8 @@ class ImageFolderSource:
 
     Nothing is rejected here: whether the bytes are an image is for the decoder to say.
     """
+
+    chunk_size: ClassVar[int] = 32
 
     def __init__(self, config: ImageFolderConfig, storage: Storage, urls: Sequence[str]) -> None:
         self.config = config

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -104,6 +104,8 @@ class JsonlSource:
     The parser is Arrow's, over a block of lines at a time. When a block does not parse it is
     halved until the bad lines stand alone: a line's result never depends on its neighbours.
     """
+
+    chunk_size: ClassVar[int] = 1024
 
     def __init__(self, config: JsonlConfig, storage: Storage, urls: Sequence[str]) -> None:
         self.config = config

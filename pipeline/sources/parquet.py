@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import groupby
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +94,8 @@ class ParquetSource:
     refused when the files are listed. Memory: one block, and the compressed pages of one row
     group.
     """
+
+    chunk_size: ClassVar[int] = 1024
 
     def __init__(self, config: ParquetConfig, storage: Storage, urls: Sequence[str]) -> None:
         self.config = config

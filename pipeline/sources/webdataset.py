@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -107,6 +107,8 @@ class WebDatasetSource:
         >>> config = WebDatasetConfig(urls="s3://bucket/{000..127}.tar", fields={"image": "jpg"})
         >>> source = WebDatasetSource(config, Storage(), [config.urls])
     """
+
+    chunk_size: ClassVar[int] = 32
 
     def __init__(self, config: WebDatasetConfig, storage: Storage, urls: Sequence[str]) -> None:
         self.config = config

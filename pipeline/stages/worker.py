@@ -69,6 +69,8 @@ class Worker:
         self._chain = build_chain(job, self._source.fields)
         _check_identity(self._chain, task)
         _set_up(self._chain)
+        asked = job.run.chunk_size
+        self._chunk_size = self._source.chunk_size if asked == "auto" else asked
         self._payload_fields = (
             [name for name in self._chain.source_fields if name != "key"]
             if job.run.keep_bad_bytes
@@ -154,7 +156,7 @@ class Worker:
 
     def _read(self, state: PartitionState) -> Iterator[Block]:
         state.start()
-        blocks = self._source.read(state.partition, self._task.job.run.chunk_size)
+        blocks = self._source.read(state.partition, self._chunk_size)
         shift = 0  # from a position in the partition to a row number in the file
         while state.error is None:
             started = time.perf_counter()

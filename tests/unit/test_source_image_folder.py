@@ -44,11 +44,14 @@ def test_one_file_is_one_sample(tmp_path: Path) -> None:
     assert all(row["path"] == row["key"] and row["image"] == row["key"].encode() for row in rows)
 
 
-def test_a_block_names_the_folder_of_all_its_files(tmp_path: Path) -> None:
-    write(tmp_path, ["a/b/1.png", "a/b/2.png", "a/c/3.png", "d/4.png"])
-    found = [row["file_name"] for row in read(str(tmp_path), block_rows=2)]
-    assert found == ["a/b", "a/b", "", ""]
-    assert read(str(tmp_path), block_rows=3)[0]["file_name"] == "a"
+@pytest.mark.parametrize("block_rows", [1, 2, 3, 10])
+def test_a_block_names_the_folder_of_all_files_of_the_partition(
+    tmp_path: Path, block_rows: int
+) -> None:
+    write(tmp_path, ["a/b/1.png", "a/b/2.png", "a/c/3.png"])
+    assert {row["file_name"] for row in read(str(tmp_path), block_rows=block_rows)} == {"a"}
+    write(tmp_path, ["d/4.png"])
+    assert {row["file_name"] for row in read(str(tmp_path), block_rows=block_rows)} == {""}
 
 
 def test_globs_and_several_folders(tmp_path: Path) -> None:
