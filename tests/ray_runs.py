@@ -39,7 +39,7 @@ def run_all(
             code = process.wait(timeout=200)
             assert wait_for_end(process.pid) == []
         finally:
-            for left in [process, *alive(process.pid)]:
+            for left in alive(process.pid):
                 left.kill()
             process.wait()
     assert code == 0, (folder / "log.txt").read_text()
