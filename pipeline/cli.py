@@ -1,5 +1,6 @@
 """The command line: ``pipeline run JOB`` and its companions. Thin: it parses, calls and prints."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,13 +20,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turn large corpora into tokens before training.",
 )
+INTERRUPTED = 130
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, highlight=False)
 
-JobFile = Annotated[Path, typer.Argument(help="Job file (YAML).", show_default=False)]
+JobFile = Annotated[
+    Path,
+    typer.Argument(
+        help="Job file (YAML). Paths in it are relative to the current directory.",
+        show_default=False,
+    ),
+]
 OutputUri = Annotated[str, typer.Argument(help="Output folder of a run.", show_default=False)]
 Output = Annotated[
     str | None, typer.Option(help="Output folder, instead of the job's.", show_default=False)
+]
+StorageOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--job", help="Job file whose storage options reach the output.", show_default=False
+    ),
 ]
 Limit = Annotated[
     int | None, typer.Option(help="Stop after this many input samples.", min=1, show_default=False)
@@ -35,22 +49,21 @@ Limit = Annotated[
 def main() -> None:
     """Run the command line; exit codes are those of ``pipeline.errors``."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # a number when typer ended the command itself
     except TokenmillError as error:
         err.print(Text("error: ", style="bold red") + Text(error.message), soft_wrap=True)
         if error.hint:
             err.print(Text("  do: ", style="bold") + Text(error.hint), soft_wrap=True)
         sys.exit(error.exit_code)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        err.print("stopped; run the same command again to go on")
-        sys.exit(130)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # wrong usage
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
         raise
+    if code == INTERRUPTED:
+        err.print("stopped; run the same command again to go on")
+    if code:
+        sys.exit(code)
 
 
 @app.command()
@@ -97,47 +110,49 @@ def plan(job_file: JobFile, output: Output = None, limit: Limit = None) -> None:
     prepared = runner.prepare(_job(job_file, limit), output)
     partitions, estimate = runner.preview_plan(prepared)
     chain = prepared.chain
-    steps = Table(box=None, padding=(0, 2), header_style="bold")
-    for name in ("stage", "operator", "cpus", "gpus", "adds"):
-        steps.add_column(name, justify="right" if name in ("cpus", "gpus") else "left")
-    source = ", ".join(f"{n}: {s}" for n, s in chain.source_fields.items())
-    steps.add_row("read", prepared.job.source.type, "", "", source)
+    steps = _table("stage", "operator", "cpus", "gpus", "adds")
+    source = [f"{n}: {s}" for n, s in chain.source_fields.items()]
+    steps.add_row("read", prepared.job.source.type, "", "", Text("\n".join(source)))
     for bound in chain.steps:
         needs = bound.step.resources
-        adds = ", ".join(f"{field}: {bound.fields[field]}" for field in bound.writes.values())
+        adds = "\n".join(f"{field}: {bound.fields[field]}" for field in bound.writes.values())
         stage = bound.step.stage if bound.step.stage == "cpu" else f"device ({bound.step.device})"
-        steps.add_row(stage, bound.label, f"{needs.cpus:g}", f"{needs.gpus:g}", adds or "(filter)")
-    steps.add_row("write", "arrow", "", "", ", ".join(f"{n}: {s}" for n, s in chain.output.items()))
+        steps.add_row(
+            stage, bound.label, f"{needs.cpus:g}", f"{needs.gpus:g}", Text(adds or "(filter)")
+        )
+    written = "\n".join(f"{n}: {s}" for n, s in chain.output.items())
+    steps.add_row("write", prepared.job.shards.format, "", "", Text(written))
     out.print(steps)
     out.print()
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold")
+    facts = _facts()
     facts.add_row("partitions", f"{len(partitions):,}, {size(estimate.input_bytes)} of input")
     facts.add_row("samples", f"about {estimate.samples:,}")
     for name, count in estimate.tokens.items():
         text = f"about {count:,}" if count is not None else "depends on the text"
         facts.add_row("tokens", f"{name}: {text}")
     facts.add_row("output", f"about {size(estimate.output_bytes)} of fixed-length fields")
-    facts.add_row("to", prepared.output)
+    facts.add_row("to", Text(prepared.output))
     facts.add_row("fingerprint", prepared.fingerprint[:16])
     for warning in prepared.warnings:
-        facts.add_row("warning", warning)
+        facts.add_row(Text("warning", "bold yellow"), Text(warning, "yellow"))
     out.print(facts)
 
 
 @app.command()
 def validate(job_file: JobFile) -> None:
-    """Check a job file. Reads no data."""
+    """Check a job file alone; `plan` also checks that operators and source fit together."""
     job = _job(job_file)
-    out.print(f"{job_file}: valid ({len(job.operators)} operators)", soft_wrap=True)
+    job.source_urls(), job.storage_options(), job.output_uri()  # every variable is set
+    count = len(job.operators)
+    out.print(f"{job_file}: valid ({count} operator{'s' if count != 1 else ''})", soft_wrap=True)
 
 
 @app.command()
 def schema(
-    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("jobs/job.schema.json"),
+    path: Annotated[str, typer.Argument(help="Where to write it.")] = "jobs/job.schema.json",
 ) -> None:
     """Write the JSON schema of job files, for editors."""
-    path.write_text(schema_json(), encoding="utf-8")
+    Storage().write(path, schema_json().encode())
     out.print(f"wrote {path}", soft_wrap=True)
 
 
@@ -152,40 +167,39 @@ def operators(
     from operators.base import Filter
 
     if name is None:
-        table = Table(box=None, padding=(0, 2), header_style="bold")
-        for heading in ("operator", "kind", "stage", "what it does"):
-            table.add_column(heading)
+        table = _table("operator", "kind", "stage", "what it does")
         for each in registry.names():
             cls = registry.get(each)
             kind = "filter" if issubclass(cls, Filter) else "operator"
-            table.add_row(each, kind, cls.stage, (inspect.getdoc(cls) or "").split("\n")[0])
+            what = (inspect.getdoc(cls) or "").split("\n")[0]
+            table.add_row(each, kind, cls.stage, Text(what.replace("``", "`")))
         out.print(table)
         return
     cls = registry.get(name)
-    out.print(inspect.getdoc(cls), markup=False)
+    out.print(Text((inspect.getdoc(cls) or "").replace("``", "`")), soft_wrap=True)
     out.print()
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    for heading in ("setting", "type", "default", "meaning"):
-        table.add_column(heading)
+    out.print(_fields_of(cls))
+    out.print()
+    table = _table("setting", "type", "default", "meaning")
     for field, info in cls.Config.model_json_schema()["properties"].items():
         if field != "name":
-            default = "required" if "default" not in info else repr(info["default"])
-            table.add_row(field, _kind(info), default, info.get("description", ""))
+            default = json.dumps(info["default"]) if "default" in info else "required"
+            meaning = info.get("description", "").replace("``", "`")
+            table.add_row(field, Text(_kind(info)), Text(default), Text(meaning))
     out.print(table)
 
 
 @app.command()
-def status(output: OutputUri) -> None:
+def status(output: OutputUri, job: StorageOf = None) -> None:
     """Show where a run stands."""
     from pipeline import maintenance
     from pipeline.report.summary import stage_figures
     from pipeline.report.tables import stage_table
 
-    found = maintenance.status(output, Storage())
+    found = maintenance.status(output, _storage(job))
     state = "finished" if found.finished else "not finished: run the job again to go on"
     bad = sum(result.num_quarantined for result in found.results)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold")
+    facts = _facts()
     facts.add_row("job", f"{found.name} ({state})")
     facts.add_row("partitions", f"{len(found.results):,} of {found.num_partitions:,}")
     facts.add_row("written", f"{sum(r.num_written for r in found.results):,} samples")
@@ -202,37 +216,53 @@ def status(output: OutputUri) -> None:
 def verify(
     output: OutputUri,
     golden: Annotated[bool, typer.Option(help="Encode the golden samples again, too.")] = True,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take back what is damaged, for the next run to redo.")
+    ] = False,
+    job: StorageOf = None,
 ) -> None:
     """Check a finished data set: every hash, count, dtype and id, and the golden samples."""
     from rich.progress import Progress
 
+    from pipeline import verify as checks
     from pipeline.errors import IntegrityError
     from pipeline.manifest import open_data_set
-    from pipeline.verify import verify as check
 
-    manifest = open_data_set(output, Storage()).manifest
-    problems, checks = [], 0
-    with Progress(console=out, transient=True) as bar:
-        task = bar.add_task("verify", total=manifest.totals["shards"] + len(manifest.golden) + 3)
-        for finding in check(output, Storage(), golden=golden):
-            checks += 1
-            bar.advance(task)
+    storage = _storage(job)
+    findings: list[checks.Finding] = []
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("verify", total=None)
+        for finding in checks.verify(output, storage, golden=golden):
+            findings.append(finding)
+            bar.update(task, description=f"verify {len(findings):,}: {finding.check}")
             if finding.problem is not None:
-                problems.append(finding)
-                bar.console.print(f"[red]wrong[/]    {finding.check}: {finding.problem}")
+                line = Text("wrong    ", "red") + f"{finding.check}: {finding.problem}"
+                bar.console.print(line, soft_wrap=True)
             elif finding.skipped is not None:
-                bar.console.print(f"[yellow]skipped[/]  {finding.check}: {finding.skipped}")
-    for warning in manifest.warnings:
-        out.print(f"[yellow]warning[/]  {warning}")
-    if problems:
+                line = Text("skipped  ", "yellow") + f"{finding.check}: {finding.skipped}"
+                bar.console.print(line, soft_wrap=True)
+    wrong = [finding for finding in findings if finding.problem is not None]
+    if wrong:
+        message = f"{output}: {len(wrong):,} of {len(findings):,} checks found something wrong"
+        if all(finding.redo is None for finding in wrong):
+            raise IntegrityError(message, hint="nothing that a repair could mend; see above")
+        if not repair:
+            raise IntegrityError(
+                message,
+                hint=f"`pipeline verify {output} --repair` takes back what is damaged; then run "
+                "the job again: it does that anew",
+            )
+        done = checks.repair(output, storage, findings)
         raise IntegrityError(
-            f"{output}: {len(problems):,} of {checks:,} checks found something wrong",
-            hint="remove the commit records (_ledger) of the partitions named above and the "
-            "manifest, then run the job again: it does those partitions anew",
+            f"{message}; took back the manifest and {len(done):,} commit records",
+            hint="run the job again: it does them anew and finishes the data set",
         )
+    manifest = open_data_set(output, storage).manifest
+    for warning in manifest.warnings:
+        out.print(Text("warning  ", "yellow") + warning, soft_wrap=True)
     totals = manifest.totals
     out.print(
-        f"[green]right[/]    {checks:,} checks: {totals['shards']:,} shards, "
+        Text("right    ", "green") + f"{len(findings):,} checks: {totals['shards']:,} shards, "
         f"{totals['samples']:,} samples, {sum(totals['tokens'].values()):,} tokens"
     )
 
@@ -241,28 +271,43 @@ def verify(
 def preview(
     output: OutputUri,
     to: Annotated[
-        Path | None, typer.Option(help="PNG file to write.", show_default="OUTPUT/preview.png")
+        str | None,
+        typer.Option(
+            help="PNG file to write.",
+            show_default="OUTPUT/preview.png; ./preview.png for an output that is not on disk",
+        ),
     ] = None,
     num: Annotated[int, typer.Option(help="Samples to show.", min=1, max=64)] = 8,
+    job: StorageOf = None,
 ) -> None:
     """Draw originals beside what their tokens decode to, and decode text back."""
-    from pipeline.preview import preview as decode
+    import io
 
-    found = decode(output, Storage(), num)
+    from pipeline.manifest import data_set_folder
+    from pipeline.preview import preview as decode
+    from pipeline.storage import join
+
+    storage = _storage(job)
+    found = decode(output, storage, num)
     if found.warning:
-        out.print(f"[yellow]warning[/]  {found.warning}")
+        out.print(Text("warning  ", "yellow") + found.warning, soft_wrap=True)
     for label, texts in found.decoded.items():
         for key, text in zip(found.keys, texts, strict=True):
             if isinstance(text, str):
-                out.print(Text(f"{key}  {label}: ", style="dim") + Text(text[:200]))
-    path = to or Path(output) / "preview.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.sheet().save(path)
-    out.print(f"wrote {path}", soft_wrap=True)
+                line = Text(f"{key}  {label}: ", "dim") + " ".join(text.split())
+                out.print(line, no_wrap=True, overflow="ellipsis")
+    if to is None:
+        to = "preview.png"
+        if storage.local_path(output) is not None:
+            to = join(data_set_folder(output), to)
+    sheet = io.BytesIO()
+    found.sheet().save(sheet, "png")
+    storage.write(to, sheet.getvalue())
+    out.print(f"wrote {to}", soft_wrap=True)
 
 
 @app.command()
-def report(output: OutputUri) -> None:
+def report(output: OutputUri, job: StorageOf = None) -> None:
     """Show the figures of a run again."""
     from pipeline.report.summary import RunSummary
     from pipeline.report.tables import stage_table, summary_table
@@ -270,7 +315,7 @@ def report(output: OutputUri) -> None:
     from pipeline.storage import NotFoundError, join
 
     try:
-        summary = RunSummary.from_json(Storage().read(join(output, REPORT)))
+        summary = RunSummary.from_json(_storage(job).read(join(output, REPORT)))
     except NotFoundError:
         raise NotFoundError(
             f"{output}: no report", hint="the run is not finished; try `pipeline status`"
@@ -287,12 +332,13 @@ def gc(
     unfinished: Annotated[
         bool, typer.Option(help="Also when the run is not finished and none is at work.")
     ] = False,
+    job: StorageOf = None,
 ) -> None:
     """Remove what killed attempts left behind: files that no commit names."""
     from pipeline import maintenance
     from pipeline.report.tables import size
 
-    storage, count, freed = Storage(), 0, 0
+    storage, count, freed = _storage(job), 0, 0
     for entry in list(maintenance.unreferenced(output, storage, unfinished=unfinished)):
         out.print(f"{'would remove' if dry_run else 'removed'} {entry.uri}", soft_wrap=True)
         if not dry_run:
@@ -330,16 +376,72 @@ def sample_data(
     )
 
 
+def _storage(job_file: Path | None) -> Storage:
+    return Storage(load_job(job_file).storage_options() if job_file is not None else None)
+
+
 def _job(path: Path, limit: int | None = None) -> JobSpec:
     return load_job(path, {"limit": limit} if limit is not None else None)
 
 
+def _table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in ("cpus", "gpus") else "left")
+    return table
+
+
+def _facts() -> Table:
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    return facts
+
+
+def _fields_of(cls: Any) -> Table:
+    """Return what an operator of default settings reads and adds, and what it needs."""
+    from operators.base import Operator
+
+    facts = _facts()
+    try:
+        step = cls(cls.Config())
+    except (ValueError, TokenmillError):
+        facts.add_row("stage", cls.stage)
+        facts.add_row("fields", "depend on the settings")
+        return facts
+    for heading, specs in (
+        ("reads", step.inputs),
+        ("adds", step.outputs if isinstance(step, Operator) else {}),
+    ):
+        for i, (field, spec) in enumerate(specs.items()):
+            facts.add_row("" if i else heading, Text(f"{field}: {spec}"))
+    needs = step.resources
+    gpus = f", {needs.gpus:g} GPUs" if needs.gpus else ""
+    facts.add_row("stage", f"{cls.stage} ({needs.cpus:g} core{'s' * (needs.cpus != 1)}{gpus})")
+    return facts
+
+
 def _kind(info: dict[str, Any]) -> str:
-    choices = info.get("anyOf", [info])
-    names = [
-        " | ".join(map(repr, c["enum"]))
-        if "enum" in c
-        else c.get("const") or c.get("type", "value")
-        for c in choices
-    ]
-    return " | ".join(str(name) for name in names)
+    """Say which values a setting takes, from its JSON schema."""
+    kinds: list[str] = []
+    for choice in info.get("anyOf", [info]):
+        if "enum" in choice or "const" in choice:
+            kinds += map(str, choice.get("enum", [choice.get("const")]))
+            continue
+        kind = _KINDS.get(choice.get("type", ""), "mapping")
+        low, high = choice.get("minimum"), choice.get("maximum")
+        if low is not None and high is not None:
+            kind = f"{kind}, {low:,} to {high:,}"
+        elif low is not None:
+            kind = f"{kind} from {low:,}"
+        kinds.append(kind)
+    return " | ".join(kinds)
+
+
+_KINDS = {
+    "array": "list",
+    "boolean": "true or false",
+    "integer": "whole number",
+    "null": "null",
+    "number": "number",
+    "string": "text",
+}

@@ -48,7 +48,7 @@ class Ledger:
             "fingerprint": self._fingerprint,
             **asdict(result),
         }
-        uri = join(self._folder, f"{result.partition:07d}.json")
+        uri = self._uri(result.partition)
         data = json.dumps(record, ensure_ascii=False).encode()
         try:
             self._storage.create_exclusive(uri, data)
@@ -66,6 +66,22 @@ class Ledger:
             if not name.endswith(".json") or name.startswith("."):
                 continue  # the temporary file of an interrupted commit
             yield self._parse(entry.uri, self._storage.read(entry.uri))
+
+    def record(self, partition: int) -> PartitionResult:
+        """Return the commit record of one partition.
+
+        Raises:
+            IntegrityError: as ``records``, or there is none.
+        """
+        uri = self._uri(partition)
+        return self._parse(uri, self._storage.read(uri))
+
+    def withdraw(self, partition: int) -> None:
+        """Take a commit back, for a repair: the next run does the partition anew."""
+        self._storage.remove(self._uri(partition))
+
+    def _uri(self, partition: int) -> str:
+        return join(self._folder, f"{partition:07d}.json")
 
     def _parse(self, uri: str, data: bytes) -> PartitionResult:
         try:

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import pyarrow as pa
@@ -68,7 +69,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, uri: str) -> "Manifest":
-        """Parse ``manifest.json``.
+        """Parse ``manifest.json``; keys of a later minor version are passed over.
 
         Raises:
             IntegrityError: not a manifest, or of another format version.
@@ -85,12 +86,16 @@ class Manifest:
                 f"{uri}: format version {version}, this program reads {FORMAT_VERSION}",
                 hint="use the program version that wrote it",
             )
-        raw["fields"] = {
-            name: FieldSpec(spec["dtype"], tuple(spec["shape"]), spec["vocab_size"])
-            for name, spec in raw["fields"].items()
-        }
-        raw["golden"] = [GoldenSample(**sample) for sample in raw["golden"]]
-        return cls(**raw)
+        try:
+            known = {item.name: raw[item.name] for item in dataclass_fields(cls)}
+            known["fields"] = {name: _field_spec(spec) for name, spec in raw["fields"].items()}
+            known["golden"] = [_golden_sample(sample) for sample in raw["golden"]]
+        except KeyError as error:
+            raise IntegrityError(
+                f"{uri}: the manifest has no {error}",
+                hint="run the job again: it rewrites manifest and index from the ledger",
+            ) from None
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ def open_data_set(uri: str, storage: Storage | None = None) -> DataSet:
         IntegrityError: manifest and index do not belong together.
     """
     storage = storage or Storage()
-    folder = uri.rstrip("/").removesuffix("/" + MANIFEST)
+    folder = data_set_folder(uri)
     address = join(folder, MANIFEST)
     try:
         manifest = Manifest.from_json(storage.read(address), address)
@@ -138,9 +143,14 @@ def open_data_set(uri: str, storage: Storage | None = None) -> DataSet:
         raise IntegrityError(
             f"{join(folder, INDEX)}: sha256 {found[:12]}, the manifest says "
             f"{manifest.index_sha256[:12]}",
-            hint="run the job again: it rewrites manifest and index from the ledger",
+            hint="`pipeline verify --repair`, then run the job again: it writes both anew",
         )
     return DataSet(folder, manifest, pa.ipc.open_file(pa.BufferReader(index)).read_all(), storage)
+
+
+def data_set_folder(uri: str) -> str:
+    """Return the folder of a data set, given it or the address of its ``manifest.json``."""
+    return uri.rstrip("/").removesuffix("/" + MANIFEST)
 
 
 def index_bytes(results: Iterable[PartitionResult], token_fields: Sequence[str]) -> bytes:
@@ -170,3 +180,11 @@ def pick_golden(results: Sequence[PartitionResult]) -> list[GoldenSample]:
     if len(found) <= GOLDEN_SAMPLES:
         return found
     return [found[i * len(found) // GOLDEN_SAMPLES] for i in range(GOLDEN_SAMPLES)]
+
+
+def _field_spec(raw: Mapping[str, Any]) -> FieldSpec:
+    return FieldSpec(raw["dtype"], tuple(raw["shape"]), raw["vocab_size"])
+
+
+def _golden_sample(raw: Mapping[str, Any]) -> GoldenSample:
+    return GoldenSample(raw["partition"], raw["row"], raw["key"], raw["fields"])

@@ -95,15 +95,15 @@ def build_chain(job: JobSpec, source_fields: Mapping[str, FieldSpec]) -> Chain:
     seen: dict[str, int] = {}
     steps: list[BoundStep] = []
     for i, config in enumerate(job.operators):
-        where = f"operators[{i}] ({config.name})"
+        where = f"{job.place('operators', i)} ({config.name})"
         try:
             step = registry.build(config)
             inputs = step.inputs
             outputs = step.outputs if isinstance(step, Operator) else {}
         except ContractError as error:
             raise SpecError(f"{where}: {error.message}", hint=error.hint) from None
-        reads = _rename(inputs, config.inputs, f"{where}.inputs")
-        writes = _rename(outputs, config.outputs, f"{where}.outputs")
+        reads = _rename(inputs, config.inputs, job.place("operators", i, "inputs"))
+        writes = _rename(outputs, config.outputs, job.place("operators", i, "outputs"))
         for name, spec in inputs.items():
             _check_input(where, reads[name], spec, fields)
         fields = {**fields, **{writes[name]: spec for name, spec in outputs.items()}}
@@ -112,7 +112,10 @@ def build_chain(job: JobSpec, source_fields: Mapping[str, FieldSpec]) -> Chain:
         seen[config.name] = seen.get(config.name, 0) + 1
         label = config.name if seen[config.name] == 1 else f"{config.name}#{seen[config.name]}"
         steps.append(BoundStep(step, label, reads, writes, fields, frozenset()))
-    output = {name: _output_field(name, fields) for name in job.shards.fields}
+    output = {
+        name: _output_field(name, fields, job.place("shards", "fields", i))
+        for i, name in enumerate(job.shards.fields)
+    }
     needed = set(output) | {"key"}
     if job.run.keep_bad_bytes:
         needed |= set(source)  # a late failure must still find the sample's original bytes
@@ -270,17 +273,17 @@ def _fitting(spec: FieldSpec, fields: Mapping[str, FieldSpec]) -> Iterator[tuple
     return ((name, found) for name, found in fields.items() if spec.accepts(found))
 
 
-def _output_field(name: str, fields: Mapping[str, FieldSpec]) -> FieldSpec:
+def _output_field(name: str, fields: Mapping[str, FieldSpec], where: str) -> FieldSpec:
     if name == "key":
-        raise SpecError("shards.fields: `key` is always written", hint="leave it out")
+        raise SpecError(f"{where}: `key` is always written", hint="leave it out")
     if name not in fields:
         raise SpecError(
-            f"shards.fields: there is no field {name!r}",
+            f"{where}: there is no field {name!r}",
             hint=f"there are {', '.join(sorted(set(fields) - {'key'}))}",
         )
     if fields[name].dtype == "pillow":
         raise SpecError(
-            f"shards.fields: {name!r} holds decoded images of any size, which are not stored",
+            f"{where}: {name!r} holds decoded images of any size, which are not stored",
             hint="write the operator's output, or the image bytes",
         )
     return fields[name]

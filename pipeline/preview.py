@@ -1,6 +1,6 @@
 """A look at the tokens: originals beside what the tokens decode to."""
 
-import textwrap
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from operators.base import Batch, Column, Invertible, Ragged
-from operators.columns import concat, take
+from operators.columns import concat, num_values, take
 from pipeline.errors import SpecError
 from pipeline.manifest import DataSet, open_data_set
 from pipeline.plan import Chain, build_chain, read_plan
@@ -20,8 +20,15 @@ from pipeline.stages import run_steps
 from pipeline.storage import Storage
 
 TILE = 256
-GAP = 8
-TEXT_WIDTH = 420
+"""Side of an image on the sheet, pixels."""
+
+TEXT_WIDTH = 300
+MARGIN, GAP, LINE = 20, 14, 18
+MAX_LINES = 13
+MAX_TEXT = 2_000
+"""Characters of a text that are looked at; documents may be long."""
+
+INK, GREY, LIGHT, RED = "#1a1a1a", "#6b6b6b", "#e4e4e4", "#c0392b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +36,24 @@ class Preview:
     """Rows of a data set with what their tokens decode to.
 
     Attributes:
+        name: Of the data set.
         keys: N sample keys.
         originals: Label of an operator -> its input, N images (uint8 arrays) or texts.
         decoded: The same, decoded from the stored tokens.
+        num_ids: Label -> the number of tokens of each sample.
         warning: Shown on the sheet, or None.
     """
 
+    name: str
     keys: Sequence[str]
     originals: Mapping[str, Sequence[Any]]
     decoded: Mapping[str, Sequence[Any]]
+    num_ids: Mapping[str, Sequence[int]]
     warning: str | None
 
     def sheet(self) -> Image.Image:
         """Draw a row per sample: for every operator its original, then the decoded tokens."""
-        return _draw(self)
+        return _Sheet(self).draw()
 
 
 def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
@@ -53,7 +64,7 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
         SetupError: the source or an operator's weights cannot be reached.
     """
     data = open_data_set(uri, storage)
-    job = job_from_recipe(data.manifest.recipe)
+    job = job_from_recipe(data.manifest.recipe, data.storage.options)
     source = build_source(job.source, storage, job.source_urls())
     chain = build_chain(job, source.fields)
     stored = set(data.manifest.fields)
@@ -73,6 +84,7 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
     keys = batch.column("key").to_pylist()
     originals: dict[str, Sequence[Any]] = {}
     decoded: dict[str, Sequence[Any]] = {}
+    num_ids: dict[str, Sequence[int]] = {}
     for i, bound in steps:
         tokens = {name: _column(batch.column(field)) for name, field in bound.writes.items()}
         out = bound.step.decode(tokens)  # type: ignore[union-attr]
@@ -81,8 +93,14 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
             if name in before and _can_be_shown(out[name]):
                 originals[bound.label] = _items(before[name])
                 decoded[bound.label] = _items(out[name])
+                num_ids[bound.label] = _num_ids(tokens, len(keys))
+    if not decoded:
+        raise SpecError(
+            f"{uri}: nothing that can be shown comes back from {', '.join(sorted(stored))}",
+            hint="only operators that decode to images or text can be looked at",
+        )
     warning = "random weights: the tokens mean nothing" if data.manifest.random_weights else None
-    return Preview(keys, originals, decoded, warning)
+    return Preview(data.manifest.name, keys, originals, decoded, num_ids, warning)
 
 
 def _first_rows(data: DataSet, num: int) -> tuple[int, pa.RecordBatch]:
@@ -148,39 +166,110 @@ def _items(column: Column) -> Sequence[Any]:
     return column.to_pylist() if isinstance(column, pa.Array) else list(column)
 
 
-def _draw(preview: Preview) -> Image.Image:
-    columns = [
-        (f"{label}: {kind}", items[label])
-        for label in preview.originals
-        for kind, items in (("original", preview.originals), ("decoded", preview.decoded))
-    ]
-    widths = [TEXT_WIDTH if isinstance(items[0], str) else TILE for _, items in columns]
-    top = 3 * GAP + 12 + (20 if preview.warning else 0)
-    row_height = TILE + 24
-    width = sum(widths) + GAP * (len(widths) + 1)
-    sheet = Image.new("RGB", (width, top + row_height * len(preview.keys)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    if preview.warning:
-        draw.text((GAP, GAP), preview.warning, fill="red", font=font)
-    left = GAP
-    for (title, items), column_width in zip(columns, widths, strict=True):
-        draw.text((left, top - 20), title, fill="black", font=font)
-        for row, item in enumerate(items):
-            y = top + row * row_height
-            if isinstance(item, str):
-                draw.multiline_text((left, y), _wrapped(item), fill="black", font=font, spacing=2)
-            else:
-                tile = Image.fromarray(np.asarray(item))
-                tile.thumbnail((TILE, TILE))
-                sheet.paste(tile, (left, y))
-        left += column_width + GAP
-    for row, key in enumerate(preview.keys):
-        draw.text((GAP, top + row * row_height + TILE + 3), key[:80], fill="grey", font=font)
-    return sheet
+def _num_ids(tokens: Batch, num: int) -> list[int]:
+    """Return the ids of each of N samples, all fields together."""
+    rows = (np.array([row]) for row in range(num))
+    return [sum(num_values(take(column, row)) for column in tokens.values()) for row in rows]
 
 
-def _wrapped(text: str, per_line: int = 58, lines: int = 15) -> str:
-    found: list[str] = []
-    for paragraph in text.splitlines():
-        found += textwrap.wrap(paragraph, per_line) or [""]
-    return "\n".join(found[:lines] + (["..."] if len(found) > lines else []))
+class _Sheet:
+    """Draws a preview: two columns per operator, a row per sample, its key below."""
+
+    def __init__(self, preview: Preview) -> None:
+        self._preview = preview
+        self._font = ImageFont.load_default(13)
+        self._large = ImageFont.load_default(18)
+        self._small = ImageFont.load_default(11)
+
+    def draw(self) -> Image.Image:
+        """Return the sheet."""
+        preview, rows = self._preview, range(len(self._preview.keys))
+        cells = [
+            [self._cell(items[label][row]) for row in rows]
+            for label in preview.originals
+            for items in (preview.originals, preview.decoded)
+        ]
+        widths = [max(cell.width for cell in column) for column in cells]
+        heights = [max(column[row].height for column in cells) for row in rows]
+        lefts = np.cumsum([MARGIN, *(width + GAP for width in widths)]).tolist()
+        top = MARGIN + 3 * LINE + GAP + (LINE if preview.warning else 0)
+        tops = np.cumsum([top, *(height + LINE + GAP for height in heights)]).tolist()
+        sheet = Image.new("RGB", (lefts[-1] - GAP + MARGIN, tops[-1] - GAP + MARGIN), "white")
+        self._draw_head(ImageDraw.Draw(sheet), lefts, top)
+        for i, column in enumerate(cells):
+            for row, cell in enumerate(column):
+                sheet.paste(cell, (lefts[i], tops[row]))
+                note = self._note(row, i, widths[i])
+                at = (lefts[i], tops[row] + cell.height + 3)
+                ImageDraw.Draw(sheet).text(at, note, fill=GREY, font=self._small)
+        return sheet
+
+    def _draw_head(self, draw: ImageDraw.ImageDraw, lefts: Sequence[int], top: int) -> None:
+        preview = self._preview
+        draw.text((MARGIN, MARGIN - 4), preview.name, fill=INK, font=self._large)
+        if preview.warning:
+            draw.text((MARGIN, MARGIN + LINE + 4), preview.warning, fill=RED, font=self._font)
+        for i, label in enumerate(preview.originals):
+            y = top - 2 * LINE
+            draw.text((lefts[2 * i], y), label, fill=INK, font=self._font)
+            draw.text((lefts[2 * i], y + LINE - 2), "original", fill=GREY, font=self._small)
+            draw.text((lefts[2 * i + 1], y + LINE - 2), "decoded", fill=GREY, font=self._small)
+
+    def _note(self, row: int, column: int, width: int) -> str:
+        """Return what stands below a cell: the key, or the number of tokens."""
+        preview = self._preview
+        if column == 0:
+            return self._lines(preview.keys[row], width, self._small, most=1)[0]
+        if column % 2 == 0:
+            return ""
+        label = list(preview.originals)[column // 2]
+        count = preview.num_ids[label][row]
+        same = np.array_equal(preview.originals[label][row], preview.decoded[label][row])
+        text = f"{count:,} token{'' if count == 1 else 's'}"
+        return f"{text}, equal to the original" if same else text
+
+    def _cell(self, item: Any) -> Image.Image:
+        if not isinstance(item, str):
+            image = Image.fromarray(np.asarray(item))
+            scale = TILE / max(image.size)
+            shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+            return image.resize(shape, how) if scale != 1 else image
+        lines = self._lines(item[:MAX_TEXT], TEXT_WIDTH - 2 * GAP, self._font, MAX_LINES)
+        cell = Image.new("RGB", (TEXT_WIDTH, len(lines) * LINE + GAP), "white")
+        draw = ImageDraw.Draw(cell)
+        draw.rectangle((0, 0, cell.width - 1, cell.height - 1), outline=LIGHT)
+        for i, line in enumerate(lines):
+            draw.text((GAP, GAP // 2 + i * LINE), line, fill=INK, font=self._font)
+        return cell
+
+    def _lines(self, text: str, width: int, font: Any, most: int) -> list[str]:
+        """Wrap a text to a width in pixels; what is too much ends in an ellipsis."""
+        lines: list[str] = []
+        for paragraph in text.splitlines() or [""]:
+            line = ""
+            for word in paragraph.split(" "):
+                joined = f"{line} {word}" if line else word
+                if font.getlength(joined) <= width:
+                    line = joined
+                    continue
+                if line:
+                    lines.append(line)
+                *full, line = _pieces(word, width, font)
+                lines += full
+            lines.append(line)
+        if len(lines) <= most:
+            return lines
+        cut = _pieces(lines[most - 1], width - font.getlength("..."), font)[0]
+        return [*lines[: most - 1], f"{cut.rstrip()}..."]
+
+
+def _pieces(word: str, width: float, font: Any) -> list[str]:
+    """Cut a word into pieces that fit a width in pixels."""
+    pieces = []
+    while font.getlength(word[: int(width) + 1]) > width:  # a letter is wider than a pixel
+        counts = range(1, min(len(word), int(width)) + 1)
+        fits = bisect_right(counts, width, key=lambda count: font.getlength(word[:count]))
+        pieces.append(word[: max(fits, 1)])
+        word = word[max(fits, 1) :]
+    return [*pieces, word]

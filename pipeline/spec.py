@@ -10,14 +10,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedBase
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from operators import registry
 from operators.base import OperatorConfig
@@ -26,6 +25,32 @@ from pipeline.sources import SourceConfig
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
+Location = tuple[str | int, ...]
+"""Names and list positions from the top of a job to one of its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobText:
+    """Where a job was read: turns the location of a mistake into something to click on.
+
+    Attributes:
+        name: The file, or what else the job came from.
+        lines: Location -> line, from 1; empty when there is no text to look at.
+    """
+
+    name: str = ""
+    lines: Mapping[Location, int] = field(default_factory=dict)
+
+    def line(self, location: Location) -> int:
+        """Return the line of the deepest part of a location that is in the text, or 0."""
+        while location and location not in self.lines:
+            location = location[:-1]
+        return self.lines.get(location, 0)
+
+    def place(self, location: Location) -> str:
+        """Return ``file:line: field`` (without what is not known)."""
+        where = f"{self.name}:{self.line(location)}" if self.lines else self.name
+        return ": ".join(part for part in (where, _dotted(location)) if part)
 
 
 class _Model(BaseModel):
@@ -89,7 +114,10 @@ class JobSpec(_Model):
         int, Field(ge=1, description="Samples per call of a device operator.")
     ] = 64
     shards: Annotated[ShardsSpec, Field(description="What is written.")]
-    output: Annotated[str, Field(description="Output folder: a path or URL.")]
+    output: Annotated[
+        str,
+        Field(description="Output folder: a URL, or a path from the current directory."),
+    ]
     storage: Annotated[
         dict[str, dict[str, Any]],
         Field(description="Protocol (s3, hf, https) -> options of its fsspec file system."),
@@ -98,6 +126,11 @@ class JobSpec(_Model):
     limit: Annotated[int | None, Field(ge=1, description="Stop after this many input samples.")] = (
         None
     )
+    _text: JobText = PrivateAttr(default_factory=JobText)
+
+    def place(self, *location: str | int) -> str:
+        """Return ``file:line: field`` of a part of the job, for an error about it."""
+        return self._text.place(location)
 
     def recipe(self) -> dict[str, Any]:
         """Return the half that changes bytes, as JSON values; URLs as written in the job."""
@@ -113,22 +146,22 @@ class JobSpec(_Model):
     def source_urls(self) -> list[str]:
         """Return the source URLs with environment variables replaced."""
         urls = [self.source.urls] if isinstance(self.source.urls, str) else self.source.urls
-        return [expand_env(url, "source.urls") for url in urls]
+        return [expand_env(url, self.place("source", "urls")) for url in urls]
 
     def storage_options(self) -> dict[str, dict[str, Any]]:
         """Return the storage options with environment variables replaced."""
 
-        def expand(value: Any, where: str) -> Any:
+        def expand(value: Any, *location: str) -> Any:
             if isinstance(value, Mapping):
-                return {k: expand(v, f"{where}.{k}") for k, v in value.items()}
-            return expand_env(value, where) if isinstance(value, str) else value
+                return {k: expand(v, *location, k) for k, v in value.items()}
+            return expand_env(value, self.place(*location)) if isinstance(value, str) else value
 
         expanded: dict[str, dict[str, Any]] = expand(self.storage, "storage")
         return expanded
 
     def output_uri(self) -> str:
         """Return the output folder with environment variables replaced."""
-        return expand_env(self.output, "output").rstrip("/")
+        return expand_env(self.output, self.place("output")).rstrip("/")
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
@@ -136,7 +169,7 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
 
     Args:
         path: The YAML file.
-        overrides: Dotted field -> value, from the command line (``run.workers``).
+        overrides: Field at the top of a job -> value, from the command line (``limit``).
 
     Raises:
         SpecError: each mistake as ``file:line: field: reason``, with the nearest allowed name.
@@ -144,43 +177,32 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        reason = str(error.strerror).lower() if isinstance(error, OSError) else "not UTF-8 text"
         raise SpecError(f"{path}: {reason}", hint="give the path of a job file") from None
     return parse_job(text, str(path), overrides)
 
 
 def parse_job(text: str, name: str, overrides: Mapping[str, Any] | None = None) -> JobSpec:
     """Validate the text of a job file; ``name`` stands in the messages. See ``load_job``."""
-    tree = _parse_yaml(text, name)
-    raw = _plain(tree)
-    for field, value in (overrides or {}).items():
-        *parents, last = field.split(".")
-        target = raw
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = value
-    mistakes = _Mistakes(name, tree)
-    mistakes.forbid_env(raw)
-    operators = _parse_operators(raw.get("operators"), mistakes)
-    try:
-        # The operators are validated one by one above; a stand-in keeps the rest checkable.
-        base = _JOB.validate_python({**raw, "operators": [_STAND_IN]} if operators else raw)
-    except ValidationError as error:
-        mistakes.add_all(error, (), JobSpec)
-    mistakes.raise_if_any()
-    job: JobSpec = base.model_copy(update={"operators": operators})
-    return job
+    raw, lines = _parse_yaml(text, name)
+    return _validate({**raw, **(overrides or {})}, JobText(name, lines))
 
 
-def job_from_recipe(recipe: Mapping[str, Any]) -> JobSpec:
+def job_from_recipe(
+    recipe: Mapping[str, Any], storage: Mapping[str, Mapping[str, Any]] | None = None
+) -> JobSpec:
     """Return a job that makes the same bytes as the one a recipe was taken from.
 
-    Output, storage and run settings are not part of a recipe; they are the defaults.
+    Output and run settings are not part of a recipe; they are the defaults.
+
+    Args:
+        recipe: As a manifest holds it.
+        storage: Protocol -> options, which are not part of it either.
 
     Raises:
         SpecError: the recipe names an operator or setting that is not known here.
     """
-    return parse_job(json.dumps({**recipe, "output": "."}), "recipe")
+    return _validate({**recipe, "output": ".", "storage": dict(storage or {})}, JobText("recipe"))
 
 
 def job_schema() -> dict[str, Any]:
@@ -188,6 +210,9 @@ def job_schema() -> dict[str, Any]:
     schema = JobSpec.model_json_schema()
     definitions = schema["$defs"]
     definitions.pop("OperatorConfig", None)
+    for model in _SOURCES.values():
+        part = definitions[model.__name__]
+        part["required"] = sorted({"type", *part["required"]})
     choices = []
     for operator_name in registry.names():
         config = registry.get(operator_name).Config
@@ -211,7 +236,7 @@ _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def expand_env(text: str, where: str) -> str:
-    """Replace ``${NAME}`` and ``${NAME:-default}``.
+    """Replace ``${NAME}`` and ``${NAME:-default}``; an empty variable counts as not set.
 
     Raises:
         SpecError: a variable is not set and has no default.
@@ -229,137 +254,238 @@ def expand_env(text: str, where: str) -> str:
     return _ENV.sub(value, text)
 
 
-_JOB: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
-_STAND_IN = OperatorConfig(name="stand_in")
+_SOURCES: Mapping[str, type[BaseModel]] = {
+    model.model_fields["type"].default: model for model in get_args(get_args(SourceConfig)[0])
+}
 
 
-def _parse_yaml(text: str, name: str) -> Any:
-    yaml = YAML(typ="rt", pure=True)
+def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    """Return the values of a YAML mapping and the line of every one of them."""
+    yaml = YAML(typ="safe", pure=True)
+    lines: dict[Location, int] = {(): 1}
+    mistakes = _Mistakes(JobText(name, lines))
     try:
-        tree = yaml.load(text)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1
-        key = re.search(r'duplicate key "([^"]*)"', str(error.problem))
-        field = key[1] if key else "?"
-        raise SpecError(f"{name}:{line}: {field}: the key stands twice", hint="keep one") from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise SpecError(f"{name}:{line}: not YAML: {error.problem}") from None
-    if not isinstance(tree, dict):
+        root = yaml.compose(text)
+        _add_lines(root, (), lines, mistakes)
+        mistakes.raise_if_any()
+        values = yaml.load(text)
+    except YAMLError as error:
+        mark = isinstance(error, MarkedYAMLError) and (error.problem_mark or error.context_mark)
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SpecError(f"{name}:{mark.line + 1 if mark else 1}: not YAML: {reason}") from None
+    except RecursionError:
+        raise SpecError(f"{name}:1: not a job: nested without end") from None
+    if not isinstance(values, dict):
         raise SpecError(
-            f"{name}:1: expected a mapping with name, source, operators, shards, output"
+            f"{name}:1: expected a mapping with name, source, operators, shards and output, "
+            f"found {'an empty file' if values is None else _found(values)}"
         )
-    return tree
+    return values, lines
 
 
-def _plain(node: Any) -> Any:
-    """Return ruamel's round-trip nodes as plain values."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(item) for item in node]
-    if isinstance(node, bool) or node is None:
-        return node
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
-
-
-def _parse_operators(raw: Any, mistakes: "_Mistakes") -> list[OperatorConfig]:
-    if not isinstance(raw, list) or not raw:
-        return []  # the job model says what is wrong with it
-    configs = []
-    for i, item in enumerate(raw):
-        if not isinstance(item, dict) or "name" not in item:
-            mistakes.add(("operators", i), "expected a mapping with `name: OPERATOR`")
+def _add_lines(
+    node: Any, location: Location, lines: dict[Location, int], mistakes: "_Mistakes"
+) -> None:
+    """Note the line of everything below a YAML node; a key that stands twice is a mistake."""
+    if node is None or isinstance(node.value, str):
+        return
+    for i, item in enumerate(node.value):
+        is_pair = isinstance(item, tuple)
+        key, child = item if is_pair else (item, item)
+        if is_pair and not isinstance(key.value, str):
+            mistakes.add(location, "expected text as a key, found a list or mapping")
             continue
-        try:
-            model = registry.get(str(item["name"])).Config
-        except ContractError as error:
-            mistakes.add(("operators", i, "name"), f"{error.message}; {error.hint}")
-            continue
-        try:
-            configs.append(model.model_validate(item))
-        except ValidationError as error:
-            mistakes.add_all(error, ("operators", i), model)
-    return configs
+        here = (*location, key.value if is_pair else i)
+        is_twice = here in lines
+        lines[here] = key.start_mark.line + 1
+        if is_twice:
+            mistakes.add(here, "the key stands twice; keep one")
+        _add_lines(child, here, lines, mistakes)
+
+
+def _validate(raw: Mapping[str, Any], text: JobText) -> JobSpec:
+    mistakes = _Mistakes(text)
+    _forbid_env(raw, (), mistakes)
+    # Which model an operator or a source has follows from its name: they are validated here, so
+    # that a mistake in one is told in its own terms, and the job takes the finished parts.
+    parts: dict[str, Any] = {}
+    if isinstance(raw.get("operators"), list) and raw["operators"]:
+        parts["operators"] = [
+            _operator(item, ("operators", i), mistakes) for i, item in enumerate(raw["operators"])
+        ]
+    if isinstance(raw.get("source"), dict):
+        parts["source"] = _source(raw["source"], mistakes)
+    try:
+        job = JobSpec.model_validate({**raw, **parts})
+    except ValidationError as error:
+        mistakes.add_all(error, (), raw, JobSpec, known=set(parts))
+    mistakes.raise_if_any()
+    job._text = text
+    return job
+
+
+def _operator(raw: Any, location: Location, mistakes: "_Mistakes") -> BaseModel | None:
+    if not isinstance(raw, dict) or "name" not in raw:
+        mistakes.add(location, "expected a mapping with `name: OPERATOR`")
+        return None
+    try:
+        model = registry.get(str(raw["name"])).Config
+    except ContractError as error:
+        mistakes.add((*location, "name"), f"{error.message}; {error.hint}")
+        return None
+    return _part(model, raw, location, mistakes)
+
+
+def _source(raw: Mapping[str, Any], mistakes: "_Mistakes") -> BaseModel | None:
+    if "type" not in raw:
+        mistakes.add(("source",), f"missing `type`; one of {', '.join(_SOURCES)}")
+        return None
+    model = _SOURCES.get(str(raw["type"]))
+    if model is None:
+        nearest = _nearest(str(raw["type"]), list(_SOURCES))
+        mistakes.add(("source", "type"), f"unknown type {raw['type']!r}; {nearest}")
+        return None
+    return _part(model, raw, ("source",), mistakes)
+
+
+def _part(
+    model: type[BaseModel], raw: Mapping[str, Any], location: Location, mistakes: "_Mistakes"
+) -> BaseModel | None:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        mistakes.add_all(error, location, raw, model)
+        return None
+
+
+def _forbid_env(raw: Any, location: Location, mistakes: "_Mistakes") -> None:
+    """Refuse ``${NAME}`` wherever it could change bytes."""
+    if location in (("output",), ("source", "urls"), ("storage",)):
+        return
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            _forbid_env(value, (*location, key), mistakes)
+    elif isinstance(raw, list):
+        for i, value in enumerate(raw):
+            _forbid_env(value, (*location, i), mistakes)
+    elif isinstance(raw, str) and _ENV.search(raw):
+        mistakes.add(
+            location,
+            f"{raw!r} takes a value from the environment, which is allowed only in source.urls, "
+            "output and storage: elsewhere it could change the bytes that are written",
+        )
 
 
 class _Mistakes:
     """Collects what is wrong with a job, each with its line."""
 
-    def __init__(self, name: str, tree: Any) -> None:
-        self._name, self._tree = name, tree
-        self._found: list[tuple[int, str]] = []
+    def __init__(self, text: JobText) -> None:
+        self._text = text
+        self._found: dict[Location, str] = {}
 
-    def add(self, location: Sequence[str | int], reason: str) -> None:
-        line = _line_of(self._tree, location)
-        self._found.append((line, f"{self._name}:{line}: {_dotted(location)}: {reason}"))
+    def add(self, location: Location, reason: str) -> None:
+        """Add a mistake; of several at one place the first is kept."""
+        self._found.setdefault(location, f"{self._text.place(location)}: {reason}")
 
     def add_all(
-        self, error: ValidationError, prefix: tuple[str | int, ...], model: type[BaseModel]
+        self,
+        error: ValidationError,
+        prefix: Location,
+        raw: Any,
+        model: type[BaseModel],
+        known: "set[str] | frozenset[str]" = frozenset(),
     ) -> None:
-        for item in error.errors():
-            location = (*prefix, *_without_tags(item["loc"]))
-            self.add(location, _reason(item, model))
+        """Add what pydantic found, but for fields in ``known``, whose mistakes are added already.
 
-    def forbid_env(self, raw: Any, location: tuple[str | int, ...] = ()) -> None:
-        """Refuse ``${NAME}`` wherever it would change bytes."""
-        if location in (("output",), ("source", "urls"), ("storage",)):
-            return
-        if isinstance(raw, dict):
-            for key, value in raw.items():
-                self.forbid_env(value, (*location, key))
-        elif isinstance(raw, list):
-            for i, value in enumerate(raw):
-                self.forbid_env(value, (*location, i))
-        elif isinstance(raw, str) and _ENV.search(raw):
-            self.add(
-                location,
-                f"{raw!r} takes a value from the environment; that is allowed only in "
-                "source.urls, output and storage, because elsewhere it would change bytes",
-            )
+        A value that fits no member of a union is one mistake: what the members expect is joined.
+        Where some members want a mapping and it is one, only what is wrong inside is told.
+        """
+        places: dict[Location, list[Any]] = {}
+        for item in error.errors(include_url=False):
+            if not item["loc"] or item["loc"][0] not in known:
+                places.setdefault(_in_text(item, raw), []).append(item)
+        for place, items in places.items():
+            if not any(len(other) > len(place) == _shared(other, place) for other in places):
+                self.add((*prefix, *place), _reason(items, model))
 
     def raise_if_any(self) -> None:
-        if self._found:
-            raise SpecError("\n".join(text for _, text in sorted(self._found)))
+        lines = [self._found[place] for place in sorted(self._found, key=self._text.line)]
+        if len(lines) == 1:
+            raise SpecError(lines[0])
+        if lines:
+            head = f"{self._text.name}: {len(lines)} mistakes"
+            raise SpecError("\n  ".join([head, *lines]))
 
 
-def _without_tags(location: Sequence[str | int]) -> tuple[str | int, ...]:
-    """Drop the tags that pydantic adds for union members: they are not in the file."""
-    tags = set(_SOURCE_TAGS)
-    return tuple(
-        part
-        for i, part in enumerate(location)
-        if not (
-            (i == 1 and location[0] == "source" and part in tags)
-            or (isinstance(part, str) and ("[" in part or part in _UNION_TAGS))
-        )
-    )
+def _in_text(item: Any, raw: Any) -> Location:
+    """Return where in the text a mistake is, without the tags that pydantic adds for unions."""
+    location: list[str | int] = []
+    for part in item["loc"]:
+        is_list = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        if is_list or (isinstance(raw, Mapping) and part in raw):
+            raw = raw[part]
+            location.append(part)
+    if item["type"] == "missing":
+        location.append(item["loc"][-1])
+    return tuple(location)
 
 
-_SOURCE_TAGS = ("webdataset", "parquet", "jsonl", "image_folder")
-_UNION_TAGS = ("str", "int", "float", "list[str]", "constrained-int", "constrained-float")
+def _shared(a: Location, b: Location) -> int:
+    """Return how many parts two locations have in common, from the first."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
 
 
-def _reason(item: Any, model: type[BaseModel]) -> str:
-    kind, context = item["type"], item.get("ctx", {})
-    found = "" if isinstance(item.get("input"), dict | list) else f", found {item.get('input')!r}"
-    if kind == "extra_forbidden":
-        allowed = _allowed_names(model, item["loc"])
-        return f"unknown field; {_nearest(str(item['loc'][-1]), allowed)}"
-    if kind == "missing":
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_attributes_type": "a mapping",
+    "model_type": "a mapping",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_type": "text",
+    "too_long": "at most {max_length} of them",
+    "too_short": "at least {min_length} of them",
+}
+"""Kind of a pydantic error -> what was expected instead."""
+
+
+def _reason(items: Sequence[Any], model: type[BaseModel]) -> str:
+    """Say in one line what is wrong at one place of a job."""
+    first = items[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown field; {_nearest(str(first['loc'][-1]), _names(model, first['loc']))}"
+    if first["type"] == "missing":
         return "missing; it is required"
-    if kind in ("literal_error", "enum"):
-        return f"expected {context['expected']}{found}"
-    if kind == "union_tag_invalid":
-        return f"unknown type {context['tag']!r}; {_nearest(context['tag'], list(_SOURCE_TAGS))}"
-    if kind == "union_tag_not_found":
-        return f"missing `type`; one of {', '.join(_SOURCE_TAGS)}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}{found}"
+    known = [item for item in items if item["type"] in _EXPECTED]
+    if not known:
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return f"{message[:1].lower()}{message[1:]}"
+    wanted = [_EXPECTED[item["type"]].format(**item.get("ctx", {})) for item in known]
+    return f"expected {' or '.join(dict.fromkeys(wanted))}, found {_found(first['input'])}"
+
+
+def _found(value: Any) -> str:
+    """Show a value as the job's author knows it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict | list):
+        kind = "mapping" if isinstance(value, dict) else "list"
+        return f"a {kind}" if value else f"an empty {kind}"
+    text = repr(value) if isinstance(value, str | int | float) else str(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _nearest(name: str, allowed: Sequence[str]) -> str:
@@ -369,55 +495,23 @@ def _nearest(name: str, allowed: Sequence[str]) -> str:
     return f"allowed: {', '.join(sorted(allowed))}"
 
 
-def _allowed_names(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Return the fields of the (nested) model that a mistake's parent is."""
-    schema = model.model_json_schema()
-    definitions = schema.get("$defs", {})
-    node = schema
+def _names(model: type[BaseModel], location: Location) -> list[str]:
+    """Return the fields that are allowed beside the one at a location."""
+    models = [model]
     for part in location[:-1]:
-        node = _child(node, part, definitions)
-    return list(_resolve(node, definitions).get("properties", {}))
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = [m for found in fields for m in _models_in(found.annotation)] or models
+    return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
 
-def _child(node: Mapping[str, Any], part: str | int, definitions: Mapping[str, Any]) -> Any:
-    node = _resolve(node, definitions)
-    if "discriminator" in node:
-        return {"$ref": node["discriminator"]["mapping"].get(part, "")}
-    if isinstance(part, int):
-        return node.get("items", {})
-    if part in node.get("properties", {}):
-        return node["properties"][part]
-    for choice in node.get("anyOf", []):
-        found = _resolve(choice, definitions)
-        if part in (found.get("title"), *found.get("properties", {})):
-            return found.get("properties", {}).get(part, found)
-    return {}
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-def _resolve(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
-    while "$ref" in node:
-        node = definitions.get(node["$ref"].rsplit("/", 1)[-1], {})
-    return node
-
-
-def _line_of(tree: Any, location: Sequence[str | int]) -> int:
-    """Return the line (from 1) of the deepest part of a location that is in the file."""
-    line = 1
-    for part in location:
-        if not isinstance(tree, CommentedBase):
-            break
-        position: Any = tree.lc
-        try:
-            found = position.key(part) if isinstance(part, str) else position.item(part)
-            child = tree[part]  # type: ignore[index]
-        except (KeyError, IndexError, TypeError, AttributeError):
-            break
-        line, tree = found[0] + 1, child
-    return line
-
-
-def _dotted(location: Sequence[str | int]) -> str:
+def _dotted(location: Location) -> str:
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "job"
+    return text

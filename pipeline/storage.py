@@ -57,6 +57,11 @@ class Storage:
     def __init__(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._options = {name: dict(value) for name, value in (options or {}).items()}
 
+    @property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """Protocol -> options, credentials among them."""
+        return {name: dict(value) for name, value in self._options.items()}
+
     def open_read(self, uri: str, *, read_ahead: bool = True) -> BinaryIO:
         """Open an object for reading; the file seeks.
 
@@ -247,6 +252,11 @@ class Storage:
                 raise SetupError(
                     f"{shown(uri)}: no credentials were found",
                     hint="set them in the environment, a profile, or the job's storage options",
+                ) from None
+            if isinstance(error, ValueError) and "range requests" in str(error):
+                raise SetupError(
+                    f"{shown(uri)}: the server does not answer range requests",
+                    hint="copy the files to a disk or an object store",
                 ) from None
             if package not in _NETWORK_PACKAGES:
                 raise

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +13,26 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import FieldSpec
-from pipeline.errors import SetupError, TokenmillError
+from pipeline.errors import IntegrityError, TokenmillError
 from pipeline.ledger import Ledger
-from pipeline.manifest import DataSet, open_data_set
-from pipeline.plan import build_chain, fingerprint, read_plan
-from pipeline.protocols import GoldenSample
+from pipeline.manifest import (
+    INDEX,
+    MANIFEST,
+    DataSet,
+    Manifest,
+    data_set_folder,
+    open_data_set,
+    pick_golden,
+)
+from pipeline.plan import build_chain, fingerprint, plan_digest, read_plan
+from pipeline.protocols import GoldenSample, Partition, PartitionResult
 from pipeline.sinks.arrow import arrow_type
 from pipeline.sources import build_source
-from pipeline.spec import JobSpec, job_from_recipe
+from pipeline.spec import job_from_recipe
 from pipeline.stages import Worker, WorkerTask, row_digest
 from pipeline.storage import Storage, join
+
+CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +43,20 @@ class Finding:
         check: What was checked.
         problem: What is wrong, or None.
         skipped: Why it could not be checked, or None.
+        redo: Partitions to do anew to mend it; empty when the ledger gives manifest and index
+            back; None when a repair cannot mend it.
     """
 
     check: str
     problem: str | None = None
     skipped: str | None = None
+    redo: tuple[int, ...] | None = None
 
 
 def verify(uri: str, storage: Storage, *, golden: bool = True) -> Iterator[Finding]:
     """Yield a finding per check: totals, ledger, every shard, every quarantine file, golden rows.
+
+    Memory does not grow with the size of a shard; a remote one is copied to a temporary file.
 
     Args:
         uri: The data set.
@@ -47,16 +64,49 @@ def verify(uri: str, storage: Storage, *, golden: bool = True) -> Iterator[Findi
         golden: Encode the golden samples again, when the operators can be built here.
 
     Raises:
-        IntegrityError: manifest or index cannot be read at all.
+        NotFoundError: there is no manifest.
+        IntegrityError: the manifest cannot be read.
     """
-    data = open_data_set(uri, storage)
-    yield Finding("manifest and index belong together")
-    yield Finding("counts add up", problem=_totals_problem(data))
+    check = "manifest and index belong together"
+    try:
+        data = open_data_set(uri, storage)
+    except IntegrityError as error:
+        if not error.message.startswith(join(data_set_folder(uri), INDEX)):
+            raise
+        yield Finding(check, error.message, redo=())
+        return
+    yield Finding(check)
+    yield Finding("counts add up", _totals_problem(data), redo=())
+    yield from _check_plan(data)
     yield from _check_ledger(data)
     for row in data.shards.to_pylist():
-        yield Finding(row["path"], problem=_shard_problem(data, row))
+        yield Finding(row["path"], _shard_problem(data, row), redo=(row["partition"],))
     if golden:
         yield from _check_golden(data)
+
+
+def repair(uri: str, storage: Storage, findings: Iterable[Finding]) -> list[int]:
+    """Take back what is damaged: the next run of the job does it anew, and nothing else.
+
+    The data set is unfinished from then on, until that run writes its manifest.
+
+    Args:
+        uri: The data set.
+        storage: How to reach it.
+        findings: What ``verify`` found. Those that a repair cannot mend are left alone.
+
+    Returns:
+        The partitions whose commits were taken back.
+    """
+    folder = data_set_folder(uri)
+    mend = [found.redo for found in findings if found.problem and found.redo is not None]
+    partitions = sorted({index for redo in mend for index in redo})
+    if mend:
+        storage.remove(join(folder, MANIFEST))  # first: it would vouch for what goes away
+    ledger = Ledger(storage, folder, "")
+    for index in partitions:
+        ledger.withdraw(index)
+    return partitions
 
 
 def _totals_problem(data: DataSet) -> str | None:
@@ -68,6 +118,8 @@ def _totals_problem(data: DataSet) -> str | None:
             f"{totals['quarantined']:,} quarantined = {parts:,}, but "
             f"{totals['input_samples']:,} were read"
         )
+    if data.shards.num_rows != totals["shards"]:
+        return f"the index has {data.shards.num_rows:,} shards, the manifest {totals['shards']:,}"
     for column, total in (("num_samples", "samples"), ("num_bytes", "bytes")):
         found = sum(data.shards[column].to_pylist())
         if found != totals[total]:
@@ -79,45 +131,115 @@ def _totals_problem(data: DataSet) -> str | None:
     return None
 
 
+def _check_plan(data: DataSet) -> Iterator[Finding]:
+    try:
+        same = plan_digest(read_plan(data.storage, data.uri)) == data.manifest.plan_sha256
+        problem = None if same else "the plan is not the one that the manifest names"
+    except TokenmillError as error:
+        problem = error.message
+    yield Finding("plan", problem)
+
+
 def _check_ledger(data: DataSet) -> Iterator[Finding]:
-    named = {}
+    shards: dict[int, list[tuple[str, str]]] = {}
+    columns = (data.shards[name].to_pylist() for name in ("partition", "path", "sha256"))
+    for index, path, sha256 in zip(*columns, strict=True):
+        shards.setdefault(index, []).append((path, sha256))
     ledger = Ledger(data.storage, data.uri, data.manifest.fingerprint)
-    partitions = 0
-    for record in ledger.records():
-        partitions += 1
-        named.update({shard.path: shard.sha256 for shard in record.shards})
+    records = []
+    for index in range(data.manifest.totals["partitions"]):
+        check = f"commit record of partition {index}"
+        try:
+            record = ledger.record(index)
+        except IntegrityError as error:
+            yield Finding(check, error.message, redo=(index,))
+            continue
+        records.append(record)
+        named = [(shard.path, shard.sha256) for shard in record.shards]
+        differ = named != shards.get(index, [])
+        yield Finding(check, "names other shards than the index" if differ else None, redo=(index,))
         if record.quarantine is not None:
             file = record.quarantine
-            content = data.storage.read(join(data.uri, file.path))
-            wrong = hashlib.sha256(content).hexdigest() != file.sha256
-            yield Finding(file.path, problem="sha256 differs from the ledger" if wrong else None)
-    index = dict(
-        zip(data.shards["path"].to_pylist(), data.shards["sha256"].to_pylist(), strict=True)
-    )
-    problem = None
-    if partitions != data.manifest.totals["partitions"]:
-        problem = (
-            f"{partitions:,} commit records, the manifest counts "
-            f"{data.manifest.totals['partitions']:,} partitions"
+            problem = _digest_problem(data, file.path, file.num_bytes, file.sha256, "ledger")
+            yield Finding(file.path, problem, redo=(index,))
+    if len(records) == data.manifest.totals["partitions"]:
+        yield Finding(
+            "manifest and ledger agree", _summary_problem(data.manifest, records), redo=()
         )
-    elif named != index:
-        problem = f"index and ledger differ in {sorted(set(named.items()) ^ set(index.items()))[0]}"
-    yield Finding("ledger and index name the same shards", problem=problem)
+
+
+def _summary_problem(manifest: Manifest, records: Sequence[PartitionResult]) -> str | None:
+    filtered, quarantined = Counter[str](), Counter[str]()
+    for record in records:
+        filtered.update(record.filtered)
+        quarantined.update(record.quarantined)
+    for name, said, found in (
+        ("input_samples", manifest.totals["input_samples"], sum(r.num_input for r in records)),
+        ("filtered", dict(manifest.filtered), dict(filtered)),
+        ("quarantined", dict(manifest.quarantined), dict(quarantined)),
+        ("golden", _plain(manifest.golden), _plain(pick_golden(records))),
+    ):
+        if said != found:
+            return f"{name}: the manifest says {said}, the commit records {found}"
+    return None
+
+
+def _plain(golden: Sequence[GoldenSample]) -> dict[str, str]:
+    """Return key -> digest of all its ids, short enough for a message."""
+    return {
+        sample.key: ", ".join(
+            str(sample.fields[name]["sha256"])[:12] for name in sorted(sample.fields)
+        )
+        for sample in golden
+    }
+
+
+def _digest_problem(
+    data: DataSet, path: str, num_bytes: int, sha256: str, where: str
+) -> str | None:
+    try:
+        with _on_disk(data.storage, data.shard_uri(path)) as (_, found_bytes, found):
+            return _difference(found_bytes, num_bytes, found, sha256, where)
+    except TokenmillError as error:
+        return error.message
 
 
 def _shard_problem(data: DataSet, row: Mapping[str, Any]) -> str | None:
-    uri = data.shard_uri(row["path"])
     try:
-        content = data.storage.read(uri)
+        with _on_disk(data.storage, data.shard_uri(row["path"])) as (path, num_bytes, sha256):
+            problem = _difference(num_bytes, row["num_bytes"], sha256, row["sha256"], "index")
+            if problem:
+                return problem
+            with pa.memory_map(path) as file:
+                return _content_problem(data, pa.ipc.open_file(file), row)
     except TokenmillError as error:
         return error.message
-    if len(content) != row["num_bytes"]:
-        return f"{len(content):,} bytes, the index says {row['num_bytes']:,}"
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != row["sha256"]:
-        return f"sha256 {digest[:12]}, the index says {row['sha256'][:12]}"
-    reader = pa.ipc.open_file(pa.BufferReader(content))
-    return _content_problem(data, reader, row)
+    except pa.ArrowInvalid as error:
+        return f"not a shard: {str(error).splitlines()[0]}"
+
+
+def _difference(num_bytes: int, want: int, sha256: str, digest: str, where: str) -> str | None:
+    if num_bytes != want:
+        return f"{num_bytes:,} bytes, the {where} says {want:,}"
+    return None if sha256 == digest else f"sha256 {sha256[:12]}, the {where} says {digest[:12]}"
+
+
+@contextmanager
+def _on_disk(storage: Storage, uri: str) -> Iterator[tuple[str, int, str]]:
+    """Give an object as a local file, with its size and SHA-256."""
+    local = storage.local_path(uri)
+    with ExitStack() as stack:
+        file = stack.enter_context(storage.open_read(uri))
+        copy = None if local else stack.enter_context(tempfile.NamedTemporaryFile())
+        digest, num_bytes = hashlib.sha256(), 0
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            num_bytes += len(chunk)
+            if copy is not None:
+                copy.write(chunk)
+        if copy is not None:
+            copy.flush()
+        yield str(local) if copy is None else copy.name, num_bytes, digest.hexdigest()
 
 
 def _content_problem(data: DataSet, reader: Any, row: Mapping[str, Any]) -> str | None:
@@ -163,47 +285,48 @@ def _flat(array: pa.Array) -> np.ndarray:
 def _check_golden(data: DataSet) -> Iterator[Finding]:
     check = f"{len(data.manifest.golden)} golden samples give the same ids"
     try:
-        job = job_from_recipe(data.manifest.recipe)
+        job = job_from_recipe(data.manifest.recipe, data.storage.options)
         source = build_source(job.source, data.storage, job.source_urls())
-        chain = build_chain(job, source.fields)
-        now = fingerprint(job, chain.identities())
+        identities = build_chain(job, source.fields).identities()
+        now = fingerprint(job, identities)
+        if now != data.manifest.fingerprint:
+            was = data.manifest.operators
+            others = [new["label"] for new in identities if new not in was] or ["their defaults"]
+            names = ", ".join(others)
+            yield Finding(check, f"the operators here are not those that wrote it: {names} differ")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            worker = Worker(WorkerTask(job, now, folder, "verify"))
+            try:
+                partitions = {p.index: p for p in read_plan(data.storage, data.uri)}
+                for golden in data.manifest.golden:
+                    yield _golden_finding(worker, folder, partitions[golden.partition], golden)
+            finally:
+                worker.close()
     except TokenmillError as error:
         yield Finding(check, skipped=str(error))
-        return
-    if now != data.manifest.fingerprint:
-        yield Finding(
-            check, problem="the operators here are others than those that wrote the data set"
-        )
-        return
-    try:
-        partitions = {p.index: p for p in read_plan(data.storage, data.uri)}
-        for golden in data.manifest.golden:
-            # The golden row is the first that was written, so reading up to it gives one row.
-            partition = replace(partitions[golden.partition], max_samples=golden.row + 1)
-            yield _golden_finding(job, now, partition, golden)
-    except SetupError as error:
-        yield Finding(check, skipped=str(error))
 
 
-def _golden_finding(job: JobSpec, now: str, partition: Any, golden: GoldenSample) -> Finding:
+def _golden_finding(
+    worker: Worker, folder: str, partition: Partition, golden: GoldenSample
+) -> Finding:
     check = f"golden sample {golden.key}"
-    with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(WorkerTask(job, now, folder, "verify"))
-        try:
-            result = worker.submit(partition).result()
-            if result.num_written != 1:
-                return Finding(check, problem=f"{result.num_written} rows now, one before")
-            with pa.memory_map(join(folder, result.shards[0].path)) as file:
-                batch = pa.ipc.open_file(file).get_batch(0)
-                fields = {name: row_digest(_flat(batch.column(name))) for name in golden.fields}
-                key = batch.column("key")[0].as_py()
-        finally:
-            worker.close()
+    # The golden row is the first that was written, so reading up to it gives one row.
+    result = worker.submit(replace(partition, max_samples=golden.row + 1)).result()
+    if result.num_written != 1:
+        return Finding(check, f"{result.num_written} rows now, one before")
+    with pa.memory_map(join(folder, result.shards[0].path)) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+        fields = {name: row_digest(_flat(batch.column(name))) for name in golden.fields}
+        key = batch.column("key")[0].as_py()
     if key != golden.key:
-        return Finding(check, problem=f"the row's key is {key!r} now")
+        return Finding(check, f"the row's key is {key!r} now")
     for name, digest in golden.fields.items():
         if fields[name] != digest:
+            now, before = fields[name], digest
             return Finding(
-                check, problem=f"{name}: ids {fields[name]['head']} now, {digest['head']} before"
+                check,
+                f"{name}: {now['num']} ids {now['head']}... now, "
+                f"{before['num']} ids {before['head']}... before",
             )
     return Finding(check)

@@ -20,7 +20,9 @@ class ResizeConfig(OperatorConfig):
         Literal["shorter", "squash"],
         Field(description="Bring the shorter side to `size`, or both sides, changing the aspect."),
     ] = "shorter"
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic", "lanczos"], Field(description="Pillow's filter.")
+    ] = "bilinear"
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS
 
 

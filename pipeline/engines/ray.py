@@ -7,6 +7,7 @@ cannot do so for ever.
 
 import heapq
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -131,7 +132,8 @@ class RayEngine:
             # "local": another cluster on this machine is neither joined nor disturbed.
             options |= {"address": "local", "include_dashboard": False}
             if self._asked is not None:
-                options["num_cpus"] = max(os.cpu_count() or 1, self._asked)
+                needed = math.ceil(self._asked * self._resources.cpus)
+                options["num_cpus"] = max(os.cpu_count() or 1, needed)
         else:
             options["address"] = self._address
         env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

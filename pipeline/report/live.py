@@ -82,49 +82,53 @@ class LiveView:
         if self._logger is not None:
             self._logger.join()
 
-    def _counts(self) -> Mapping[str, StageCounts]:
-        running = self._engine.progress() if self._engine is not None else {}
-        return add_counts(self._finished, running)
+    def _running(self) -> Mapping[str, StageCounts]:
+        return self._engine.progress() if self._engine is not None else {}
 
     def _render(self) -> RenderableType:
-        counts = self._counts()
+        running = self._running()
+        done = self._bytes_done(running)
         elapsed = max(time.monotonic() - self._started, 1e-3)
         workers = max(self._engine.num_workers if self._engine is not None else 0, 1)
-        head = Table.grid(padding=(0, 2))
+        head = Table.grid(padding=(0, 2, 0, 0))
+        width = min(40, max(8, self._console.width - 72))
+        for _ in range(6):
+            head.add_column(no_wrap=True)
         head.add_row(
-            ProgressBar(total=max(self._bytes_left, 1), completed=self._bytes_done(), width=40),
+            ProgressBar(total=max(self._bytes_left, 1), completed=done, width=width),
             f"{self._num_done:,} of {len(self._sizes):,} partitions",
             f"{duration(elapsed)}",
-            f"left {self._left(elapsed)}",
+            f"left {self._left(elapsed, done)}",
             f"{workers} worker{'s' if workers > 1 else ''}",
             f"[red]{self._num_bad:,} quarantined[/]" if self._num_bad else "",
         )
-        return Group(head, stage_table(_live_figures(counts, elapsed, workers)))
+        figures = _live_figures(add_counts(self._finished, running), elapsed, workers)
+        return Group(head, stage_table(figures))
 
     def _log_lines(self) -> None:
         while not self._stop.wait(LOG_EVERY_S):
-            counts = self._counts()
+            running = self._running()
+            counts = add_counts(self._finished, running)
             elapsed = time.monotonic() - self._started
+            left = self._left(elapsed, self._bytes_done(running))
             read, write = (counts.get(name, StageCounts()) for name in ("read", "write"))
             self._console.print(
                 f"{duration(elapsed)}: {self._num_done:,} of {len(self._sizes):,} partitions, "
                 f"{write.samples:,} samples written ({write.samples / elapsed:,.1f}/s), "
                 f"{size(read.num_bytes / elapsed)}/s read, {write.tokens / elapsed:,.0f} tokens/s, "
-                f"{self._num_bad:,} quarantined, left {self._left(elapsed)}",
+                f"{self._num_bad:,} quarantined, left {left}",
                 soft_wrap=True,
             )
 
-    def _bytes_done(self) -> float:
-        """Return input bytes of finished partitions and, as far as read, of those at work."""
-        running = self._engine.progress() if self._engine is not None else {}
-        read = running.get("read", StageCounts()).num_bytes
-        return min(self._bytes_now + read, self._bytes_left)
+    def _bytes_done(self, running: Mapping[str, StageCounts]) -> int:
+        """Return input bytes of finished partitions, and the processed share of those at work."""
+        read = running.get("read", StageCounts())
+        through = min((c.samples for name, c in running.items() if name != "write"), default=0)
+        at_work = read.num_bytes * through // max(read.samples, 1)
+        return min(self._bytes_now + at_work, self._bytes_left)
 
-    def _left(self, elapsed: float) -> str:
-        done = self._bytes_done()
-        if not done:
-            return "?"
-        return duration(elapsed * (self._bytes_left - done) / done)
+    def _left(self, elapsed: float, done: int) -> str:
+        return duration(elapsed * (self._bytes_left - done) / done) if done else "?"
 
 
 def _live_figures(

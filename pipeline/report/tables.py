@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -10,9 +11,10 @@ from pipeline.report.summary import RunSummary, StageFigures
 
 def stage_table(stages: Sequence[StageFigures]) -> Table:
     """Return samples/s, MB/s, tokens/s and the busy, starved, blocked shares of every stage."""
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    for name in ("stage", "samples", "samples/s", "MB/s", "tokens/s", "busy", "starved", "blocked"):
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("stage", overflow="ellipsis")  # the one that gives way on a narrow terminal
+    for name in ("samples", "samples/s", "MB/s", "tokens/s", "busy", "starved", "blocked"):
+        table.add_column(name, justify="right", no_wrap=True)
     slowest = max(stages, key=lambda stage: stage.busy, default=None)
     for stage in stages:
         style = "yellow" if stage is slowest else ""
@@ -28,15 +30,20 @@ def stage_table(stages: Sequence[StageFigures]) -> Table:
         )
         for step, share in stage.steps.items():
             table.add_row(
-                Text(f"  {step}", style="dim"), "", "", "", "", Text(f"{share:.0%}", "dim")
+                Padding(Text(step, style="dim", no_wrap=True, overflow="ellipsis"), (0, 0, 0, 2)),
+                "",
+                "",
+                "",
+                "",
+                Text(f"{share:.0%}", "dim"),
             )
     return table
 
 
 def summary_table(summary: RunSummary) -> Table:
     """Return the totals of a run: what came in and what became of it."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row("input", f"{summary.input_samples:,} samples")
     table.add_row(

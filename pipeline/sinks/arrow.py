@@ -8,9 +8,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from operators.base import Batch, Column, FieldSpec, Ragged
 from operators.columns import concat, num_bytes, num_rows, num_values, take_batch
+from pipeline.errors import ContractError
 from pipeline.protocols import RowRange, Shard
 from pipeline.storage import Storage, join
 
@@ -18,6 +20,8 @@ BATCH_BYTES = 32 << 20
 """A record batch ends with the row that brings it to this many bytes of column data. Part of the
 format: it decides where batches end, so changing it changes bytes."""
 
+MAX_ROW_BYTES = 1 << 30
+"""Largest row. With it no record batch outgrows the 32-bit offsets of its columns."""
 
 _FILES, _ROWS = " file", " row"  # a job cannot name fields so
 
@@ -37,6 +41,9 @@ class ArrowSink:
         metadata: Schema metadata, as JSON values.
         compression: ``none`` or ``zstd``.
         shard_bytes: A shard ends with the record batch that brings it to this size.
+
+    Raises:
+        ContractError: a field has a dimension of 0.
     """
 
     def __init__(
@@ -69,10 +76,17 @@ class ArrowSink:
         self._open: _OpenShard | None = None
 
     def write(self, columns: Batch, files: np.ndarray, rows: np.ndarray) -> None:
-        """Append rows; see ``Sink.write``."""
+        """Append rows; see ``Sink.write``.
+
+        Raises:
+            ContractError: a value is null, or a row is larger than ``MAX_ROW_BYTES``.
+        """
         names = ["key", *self._fields]
         count = len(rows)
-        ends = np.cumsum(sum((_row_bytes(columns[name]) for name in names), np.zeros(count, int)))
+        self._check_nulls(columns)
+        sizes = sum((_row_bytes(columns[name]) for name in names), np.zeros(count, np.int64))
+        self._check_sizes(columns, sizes)
+        ends = np.cumsum(sizes)
         start, done = 0, 0
         while start < count:
             room = BATCH_BYTES - self._pending_bytes
@@ -96,11 +110,33 @@ class ArrowSink:
         return self._shards
 
     def abort(self) -> None:
-        """Drop the shard that is being written."""
+        """Drop the shard that is being written.
+
+        Finished shards stay: another attempt at the partition may have committed the same files.
+        """
         self._pending.clear()
         if self._open is not None:
             self._open.drop()
             self._open = None
+
+    def _check_nulls(self, columns: Batch) -> None:
+        for name in ("key", *self._fields):
+            found = getattr(columns[name], "null_count", 0)
+            if found:
+                raise ContractError(
+                    f"partition {self._partition}: {found:,} values of field {name!r} are null, "
+                    "expected none",
+                    hint="shards hold no nulls; an operator drops such rows or fills them in",
+                )
+
+    def _check_sizes(self, columns: Batch, sizes: np.ndarray) -> None:
+        if len(sizes) and sizes.max() > MAX_ROW_BYTES:
+            row = int(sizes.argmax())
+            raise ContractError(
+                f"sample {columns['key'][row].as_py()!r}: {sizes[row]:,} bytes, a row of a shard "
+                f"holds at most {MAX_ROW_BYTES:,}",
+                hint="write fewer fields, or drop such samples with a filter",
+            )
 
     def _flush(self) -> None:
         joined = {name: concat([part[name] for part in self._pending]) for name in self._pending[0]}
@@ -134,6 +170,8 @@ def arrow_type(spec: FieldSpec) -> pa.DataType:
         return pa.string()
     if spec.dtype == "binary":
         return pa.binary()
+    if 0 in spec.shape:  # pyarrow divides by it, which ends the process
+        raise ContractError(f"a field of {spec} cannot be stored, expected dimensions of 1 or more")
     kind = pa.from_numpy_dtype(np.dtype(spec.dtype))
     for length in reversed(spec.shape):
         item = pa.field("item", kind, nullable=False)
@@ -256,7 +294,7 @@ def _nested(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 def _row_bytes(column: Column) -> np.ndarray:
     """Return int64 [N]: bytes of each row's values, without offsets and padding."""
     if isinstance(column, pa.Array):
-        lengths = pa.compute.binary_length(column)
+        lengths = pc.binary_length(column)
         return np.asarray(lengths, dtype=np.int64)
     if isinstance(column, Ragged):
         per_value = column.values.itemsize * int(np.prod(column.values.shape[1:]))

@@ -79,7 +79,7 @@ def can_hold(wanted: FieldSpec, found: FieldSpec) -> bool:
     kinds = np.dtype(found.dtype).kind + np.dtype(wanted.dtype).kind
     same_kind = kinds in ("bb", "ii", "uu", "ff", "ui") and np.can_cast(found.dtype, wanted.dtype)
     any_length = tuple(None for _ in found.shape)
-    return bool(same_kind and wanted.shape in (found.shape, any_length))
+    return same_kind and wanted.shape in (found.shape, any_length)
 
 
 def as_spec(array: pa.ChunkedArray, spec: FieldSpec) -> pa.Array:
@@ -89,7 +89,9 @@ def as_spec(array: pa.ChunkedArray, spec: FieldSpec) -> pa.Array:
     """
     wanted = type_of_spec(spec)
     # Chunk by chunk: joined first, small offsets could overflow.
-    chunks = [_cast(chunk, wanted) for chunk in array.chunks]
+    chunks = [_cast(chunk, wanted) for chunk in array.chunks if len(chunk)]
+    if len(chunks) == 1:
+        return chunks[0]
     return pa.concat_arrays(chunks) if chunks else pa.array([], wanted)
 
 
@@ -149,9 +151,8 @@ def _numbers(array: pa.Array) -> np.ndarray:
 
 
 def _is_list(found: pa.DataType) -> bool:
-    types = pa.types
-    checks = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    return any(check(found) for check in checks)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(found) for is_kind in kinds)
 
 
 def _number_spec(found: pa.DataType, shape: tuple[int | None, ...] = ()) -> FieldSpec | None:

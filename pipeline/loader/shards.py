@@ -1,0 +1,273 @@
+"""Rows of memory-mapped Arrow IPC shards, by their number in the data set."""
+
+import json
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from operators.base import Column, FieldSpec, Ragged
+from pipeline.errors import IntegrityError
+from pipeline.loader.files import ShardFiles
+from pipeline.manifest import DataSet
+
+OPEN_SHARDS = 1024
+"""Shards kept mapped. A map holds address space and about 30 KB of views, no file handle."""
+
+DECODED_BATCHES = 4
+"""Record batches of compressed shards kept decoded, about 32 MiB each."""
+
+Index = slice | np.ndarray
+"""Positions of rows: a slice where they are consecutive, so that numpy copies them at once."""
+
+
+class ShardReader:
+    """Reads rows of a data set by number, rows being counted through the shards of the index.
+
+    Uncompressed shards are read through memory maps: a row costs the copy of its own bytes.
+    In compressed ones a row costs the decoding of its record batch. Picklable; maps are opened
+    again on the other side.
+
+    Args:
+        data_set: The data set.
+        fields: Field -> spec of what to read.
+        files: Where the shards are on this machine.
+    """
+
+    def __init__(
+        self, data_set: DataSet, fields: Mapping[str, FieldSpec], files: ShardFiles
+    ) -> None:
+        self._fields = dict(fields)
+        self._files = files
+        self._fingerprint = data_set.manifest.fingerprint
+        self._stops: list[int] = np.cumsum(data_set.shards["num_samples"].to_numpy()).tolist()
+        self._open: _Recent[_MappedShard] = _Recent(OPEN_SHARDS)
+        self._decoded: _Recent[Mapping[str, Column]] = _Recent(DECODED_BATCHES)
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of all shards."""
+        return self._stops[-1] if self._stops else 0
+
+    def read(self, rows: np.ndarray) -> dict[str, Column]:
+        """Return some rows, in the given order.
+
+        Args:
+            rows: int64 [B], different rows.
+
+        Returns:
+            Field -> B rows: numpy [B, *shape], ``Ragged``, or a list of str or bytes. Nothing in
+            them refers to the map.
+
+        Raises:
+            IntegrityError: a shard is not what the index says, or not an Arrow file.
+        """
+        pieces = list(self._pieces(rows))
+        return {name: _gather(name, spec, pieces, len(rows)) for name, spec in self._fields.items()}
+
+    def _pieces(self, rows: np.ndarray) -> Iterator["_Piece"]:
+        """Group the rows by the record batch that holds them."""
+        order = None if (rows[1:] > rows[:-1]).all() else np.argsort(rows)
+        ordered = rows if order is None else rows[order]
+        numbers: list[int] = ordered.tolist()
+        start, count = 0, len(numbers)
+        while start < count:
+            first, end, columns = self._record_batch(numbers[start])
+            stop = bisect_left(numbers, end, start)
+            local = slice(numbers[start] - first, numbers[stop - 1] - first + 1)
+            is_run = local.stop - local.start == stop - start
+            places = slice(start, stop) if order is None else order[start:stop]
+            yield places, local if is_run else ordered[start:stop] - first, columns
+            start = stop
+
+    def _record_batch(self, row: int) -> tuple[int, int, Mapping[str, Column]]:
+        """Return the first row, the stop and the columns of the record batch that holds a row."""
+        number = bisect_right(self._stops, row)
+        shard = self._open.get(number, self._map, number)
+        base = self._stops[number] - shard.num_samples
+        batch = bisect_right(shard.stops, row - base)
+        columns = shard.mapped.get(batch)
+        if columns is None:
+            with _integrity_errors(self._files.uri(number)):
+                columns = self._decoded.get((number, batch), shard.decode, batch)
+        stop = base + shard.stops[batch]
+        return base + (shard.stops[batch - 1] if batch else 0), stop, columns
+
+    def _map(self, number: int) -> "_MappedShard":
+        expected = self._stops[number] - (self._stops[number - 1] if number else 0)
+        path, uri = str(self._files.path(number)), self._files.uri(number)
+        with _integrity_errors(uri):
+            shard = _MappedShard(path, self._fields)
+        if shard.fingerprint != self._fingerprint:
+            raise IntegrityError(
+                f"{uri}: fingerprint {shard.fingerprint[:12]}, the manifest says "
+                f"{self._fingerprint[:12]}",
+                hint="the folder mixes two data sets; copy the right one whole",
+            )
+        if shard.num_samples != expected:
+            raise IntegrityError(
+                f"{uri}: {shard.num_samples:,} samples, the index says {expected:,}",
+                hint=_VERIFY,
+            )
+        return shard
+
+
+_VERIFY = "the bytes changed after the commit; verify=True checks the hash of every shard"
+
+
+@contextmanager
+def _integrity_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{uri}: not a shard ({error})", hint=_VERIFY) from None
+
+
+_Piece = tuple[Index, Index, Mapping[str, Column]]  # places in the batch, rows, their columns
+
+
+class _MappedShard:
+    """One memory-mapped shard.
+
+    Attributes:
+        stops: One past the last row of each record batch.
+        mapped: Record batch -> columns; of a compressed shard none, they are decoded on demand.
+    """
+
+    def __init__(self, path: str, fields: Mapping[str, FieldSpec]) -> None:
+        self._fields = fields
+        with pa.memory_map(path) as file:
+            # The buffer keeps the map when the file is closed: maps are many, handles are few.
+            self._buffer = file.read_buffer()
+        reader = self._reader()
+        self.fingerprint: str = json.loads(reader.schema.metadata[b"tokenmill"])["fingerprint"]
+        self._positions = [_position(reader.schema, name) for name in fields]
+        self.mapped: dict[int, Mapping[str, Column]] = {}
+        numbers = range(reader.num_record_batches)
+        if self._is_mapped(reader.get_batch(0)):
+            batches = [reader.get_batch(i) for i in numbers]
+            self.mapped = {i: self._columns(batches[i]) for i in numbers}
+            sizes = [batch.num_rows for batch in batches]
+        else:
+            keys = self._reader([0])  # to count rows, decode no more than the keys
+            sizes = [keys.get_batch(i).num_rows for i in numbers]
+        self.stops: list[int] = np.cumsum(sizes).tolist()
+
+    @property
+    def num_samples(self) -> int:
+        return self.stops[-1]
+
+    def decode(self, batch: int) -> Mapping[str, Column]:
+        return self._columns(self._reader(self._positions).get_batch(batch))
+
+    def _columns(self, batch: pa.RecordBatch) -> Mapping[str, Column]:
+        return {name: _column(batch[name], spec) for name, spec in self._fields.items()}
+
+    def _reader(self, positions: Sequence[int] = ()) -> pa.RecordBatchFileReader:
+        """Return a reader of some fields, which copies; or of all, which does not."""
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=list(positions))
+        return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
+
+    def _is_mapped(self, batch: pa.RecordBatch) -> bool:
+        start, stop = self._buffer.address, self._buffer.address + self._buffer.size
+        buffers = [buffer for column in batch.columns for buffer in column.buffers()]
+        return all(start <= b.address < stop for b in buffers if b is not None and b.size)
+
+
+def _position(schema: pa.Schema, name: str) -> int:
+    position: int = schema.get_field_index(name)
+    if position < 0:
+        raise KeyError(f"no field {name!r}")
+    return position
+
+
+def _column(array: pa.Array, spec: FieldSpec) -> Column:
+    """Return an Arrow column as numpy views: [N, *shape], or Ragged with int32 offsets."""
+    if not spec.is_numeric:
+        return array
+    if spec.is_ragged:
+        return Ragged(_flat(array.values, spec.shape[1:]), array.offsets.to_numpy())
+    return _flat(array, spec.shape)
+
+
+def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:
+    while pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    is_bit = pa.types.is_boolean(array.type)
+    values: np.ndarray = array.to_numpy(zero_copy_only=not is_bit)
+    return values.reshape(-1, *(n or 0 for n in shape))
+
+
+def _gather(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_rows: int) -> Column:
+    """Join the rows of one field."""
+    if not spec.is_numeric:
+        return _gather_objects(name, pieces, num_rows)
+    if spec.is_ragged:
+        return _gather_ragged(name, spec, pieces, num_rows)
+    out = np.empty((num_rows, *(n or 0 for n in spec.shape)), spec.dtype)
+    for places, rows, columns in pieces:
+        out[places] = columns[name][rows]
+    return out
+
+
+def _gather_ragged(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_rows: int) -> Ragged:
+    offsets = np.zeros(num_rows + 1, np.int64)
+    lengths = offsets[1:]
+    parts: list[np.ndarray] = [np.empty((0, *(n or 0 for n in spec.shape[1:])), spec.dtype)]
+    parts *= num_rows + 1  # concatenate wants at least one
+    for places, rows, columns in pieces:
+        column: Ragged = columns[name]
+        starts, stops = column.offsets[:-1][rows], column.offsets[1:][rows]
+        lengths[places] = stops - starts
+        if isinstance(places, slice) and isinstance(rows, slice):
+            parts[places.start] = column.values[starts[0] : stops[-1]]
+            continue
+        bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+        for place, (start, stop) in zip(_numbers(places), bounds, strict=True):
+            parts[place] = column.values[start:stop]
+    np.cumsum(lengths, out=lengths)
+    return Ragged(np.concatenate(parts), offsets)
+
+
+def _gather_objects(name: str, pieces: Sequence[_Piece], num_rows: int) -> list[str | bytes]:
+    found: list[str | bytes] = [""] * num_rows
+    for places, rows, columns in pieces:
+        column = columns[name]
+        taken = column[rows] if isinstance(rows, slice) else column.take(pa.array(rows))
+        for place, value in zip(_numbers(places), taken.to_pylist(), strict=True):
+            found[place] = value
+    return found
+
+
+def _numbers(index: Index) -> Sequence[int]:
+    if isinstance(index, slice):
+        return range(index.start, index.stop)
+    numbers: list[int] = index.tolist()
+    return numbers
+
+
+ValueT = TypeVar("ValueT")
+
+
+class _Recent(Generic[ValueT]):
+    """The values used last; a pickled copy is empty."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[Hashable, ValueT] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[int], ValueT], number: int) -> ValueT:
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = self._values[key] = make(number)
+        if len(self._values) > self._capacity:
+            self._values.popitem(last=False)
+        return value
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Recent, (self._capacity,)

@@ -1,0 +1,134 @@
+"""One suite over every operator and filter: what the engine relies on."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from operators import registry
+from operators.base import Batch, Filter, Operator, OperatorConfig, Ragged, Verdict
+from operators.columns import take_batch
+from operators.testing import assert_operator_contract
+from tests.flextok_checkpoint import write_checkpoint
+
+ROWS = 5
+RNG = np.random.default_rng(0)
+TEXTS = pa.array(["", "a", "héllo wörld", "x" * 300, "日本語"], pa.large_string())
+
+
+def photos(num: int) -> list[Image.Image]:
+    sizes = [(40 + 7 * i, 90 - 9 * i) for i in range(num)]
+    return [
+        Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in sizes
+    ]
+
+
+def encoded(num: int) -> pa.Array:
+    files = []
+    for image in photos(num):
+        sink = pa.BufferOutputStream()
+        image.save(sink, "PNG")
+        files.append(sink.getvalue().to_pybytes())
+    return pa.array(files, pa.large_binary())
+
+
+def ids(num: int, below: int) -> Ragged:
+    lengths = RNG.integers(0, 9, num)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    return Ragged(RNG.integers(0, below, offsets[-1]).astype(np.uint16), offsets)
+
+
+def squares(num: int, side: int) -> np.ndarray:
+    return RNG.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
+
+
+GOLDEN_TOKENIZER = "tests/golden/text/bytelevel_bpe.json"
+
+CASES: dict[str, Callable[[Path], tuple[dict[str, Any], Batch]]] = {
+    "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
+    "center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
+    "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
+    "flextok": lambda tmp: (
+        {"weights": str(write_checkpoint(tmp)), "device": "cpu"},
+        {"image": squares(ROWS, 64)},
+    ),
+    "hf_text": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
+    "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
+    "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "sequence": lambda _: (
+        {
+            "vocabulary": [{"special": ["<b>"]}, {"text": 100}],
+            "template": ["<b>", {"text": "caption"}],
+        },
+        {"caption": ids(ROWS, 100)},
+    ),
+}
+
+
+def build(name: str, tmp_path: Path) -> tuple[Any, Batch]:
+    settings, batch = CASES[name](tmp_path)
+    config: OperatorConfig = registry.get(name).Config.model_validate({"name": name, **settings})
+    return registry.build(config), batch
+
+
+def test_every_operator_is_in_this_suite() -> None:
+    assert set(CASES) == set(registry.names())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_contract(name: str, tmp_path: Path) -> None:
+    step, batch = build(name, tmp_path)
+    if isinstance(step, Operator):
+        assert_operator_contract(step, batch)
+        return
+    assert isinstance(step, Filter)
+    step.setup(step.device)
+    verdict = step(batch)
+    assert isinstance(verdict, Verdict)
+    assert verdict.codes.dtype == np.uint8
+    assert verdict.codes.max(initial=0) <= len(verdict.reasons)
+    for row in range(ROWS):
+        alone = step(take_batch(batch, np.array([row])))
+        assert alone.codes.tolist() == [verdict.codes[row]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_describes_itself_without_being_set_up(name: str, tmp_path: Path) -> None:
+    step, _ = build(name, tmp_path)
+    assert step.config.name == name
+    assert (type(step).__doc__ or "").strip()
+    assert step.resources.cpus > 0
+    json.dumps({"identity": dict(step.identity()), "version": step.version})
+    if isinstance(step, Operator):
+        json.dumps(dict(step.metadata()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_survives_pickling_and_json(name: str, tmp_path: Path) -> None:
+    step, _ = build(name, tmp_path)
+    config = step.config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_setting_is_described(name: str) -> None:
+    for field, info in registry.get(name).Config.model_fields.items():
+        assert field == "name" or info.description, f"{name}.{field} has no description"
+
+
+def test_listing_operators_does_not_import_torch() -> None:
+    code = "import sys; import operators.registry as r; r.names(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,146 @@
+"""The smaller commands: what they say, how they end when something is wrong, and ``gc``."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command_line import CommandLine, pipeline
+from tests.e2e.photo_job import write_corpus, write_job
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["run", "job.yaml", "--engine", "slurm"], 2, "--engine slurm: unknown engine\n"),
+        (["run", "job.yaml", "--workers", "0"], 2, "'--workers': Input should be greater than or"),
+        (["run", "job.yaml", "--limit", "0"], 2, "'--limit': Input should be greater than or"),
+        (["run"], 2, "Missing argument 'job_file'."),
+        (["run", "job.yaml", "--outptu", "x"], 2, "No such option: --outptu"),
+        (["rum"], 2, "No such command 'rum'."),
+        (["run", "job.yaml", "--engine", "inline", "--output", "job.yaml"], 3, "not a directory"),
+        (["operators", "resise"], 2, "do: did you mean 'resize'?"),
+        (["status", "none"], 5, "error: none: no run wrote here\n"),
+        (["gc", "none"], 5, "error: none: no run wrote here\n"),
+        (["report", "none"], 5, "error: none: no report\n"),
+        (["verify", "none"], 5, "error: none/manifest.json: no such object\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use(args: list[str], code: int, says: str, command: CommandLine) -> None:
+    write_corpus(command.folder)
+    write_job(command.folder)
+    assert command(*args) == code
+    assert says in command.err
+    assert "Traceback" not in command.err
+    assert not (command.folder / "out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_closed_folders_and_files(command: CommandLine) -> None:
+    write_corpus(command.folder)
+    job = write_job(command.folder)
+    (command.folder / "closed").mkdir(mode=0o500)
+    assert command("run", "job.yaml", "--engine", "inline", "--output", "closed/out") == 3
+    assert "permission denied" in command.err
+    job.chmod(0)
+    assert command("run", "job.yaml") == 2
+    assert command.err.startswith("error: job.yaml: permission denied\n")
+
+
+def test_source_that_is_not_there(command: CommandLine) -> None:
+    write_job(command.folder)
+    assert command("run", "job.yaml", "--engine", "inline") == 3
+    assert "photos-*.tar" in command.err
+    assert not (command.folder / "out").exists()
+
+
+def test_piped_output_is_plain_text(run: CommandLine) -> None:
+    done = pipeline("status", "out", cwd=run.folder, TERM="xterm-256color")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert done.stdout.splitlines()[0].split() == ["job", "photos", "(finished)"]
+    assert "\nquarantined  1" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_report_repeats_the_figures_of_the_run(run: CommandLine) -> None:
+    assert run("report", "out") == 0
+    assert "7 samples in 2 shards" in run.out
+    assert "1 (decode_image: SampleError 1)" in run.out
+    assert "385 sequence" in run.out
+
+
+def test_validate_reads_no_data(command: CommandLine) -> None:
+    write_job(command.folder)
+    assert command("validate", "job.yaml") == 0
+    assert command.out == "job.yaml: valid (5 operators)\n"
+
+
+def test_plan_shows_the_chain_and_writes_nothing(command: CommandLine) -> None:
+    write_corpus(command.folder)
+    write_job(command.folder)
+    assert command("plan", "job.yaml") == 0
+    lines = [line.split() for line in command.out.splitlines()]
+    assert ["cpu", "dct_fsq", "1", "0", "image_tokens:", "uint16[4]", "<", "64,000"] in lines
+    assert ["partitions", "2,"] in [line[:2] for line in lines]
+    assert ["samples", "about", "8"] in lines
+    assert not (command.folder / "out").exists()
+
+
+def test_operators_are_listed_and_described(command: CommandLine) -> None:
+    assert command("operators") == 0
+    assert ["length_filter", "filter", "cpu"] in [x.split()[:3] for x in command.out.splitlines()]
+    assert command("operators", "resize") == 0
+    lines = [" ".join(line.split()) for line in command.out.splitlines()]
+    assert lines[0] == "Resize RGB images."
+    assert "reads image: pillow[*, *, 3]" in lines
+    assert "adds image: pillow[*, *, 3]" in lines
+    assert "stage cpu (1 core)" in lines
+    assert "size whole number, 1 to 16,384 256 Pixels." in lines
+    assert command("operators", "sequence") == 0
+    lines = [" ".join(line.split()) for line in command.out.splitlines()]
+    assert "fields depend on the settings" in lines
+
+
+def test_gc_removes_what_no_commit_names(run: CommandLine) -> None:
+    out = run.folder / "out"
+    left = [
+        out / "shards/0000001-001.arrow",
+        out / "shards/.0000000-000.arrow.x.tmp",
+        out / "quarantine/0000000.jsonl",
+        out / "_ledger/.0000000.json.x.tmp",
+    ]
+    before = {path: path.read_bytes() for path in files(out)}
+    for path in left:
+        path.write_bytes(b"half")
+
+    assert run("gc", "out", "--dry-run") == 0
+    assert run.out.splitlines()[-1] == "4 files, 16 B would be freed"
+    assert all(path.exists() for path in left)
+
+    assert run("gc", "out") == 0
+    assert sorted(run.out.splitlines()[:-1]) == sorted(
+        f"removed {path.relative_to(run.folder)}" for path in left
+    )
+    assert run.out.splitlines()[-1] == "4 files, 16 B freed"
+    assert {path: path.read_bytes() for path in files(out)} == before
+    assert run("gc", "out") == 0
+    assert run.out == "0 files, 0 B freed\n"
+
+
+def test_gc_of_an_unfinished_run_must_be_asked_for(run: CommandLine) -> None:
+    out = run.folder / "out"
+    (out / "manifest.json").unlink()
+    (out / "shards/0000001-001.arrow").write_bytes(b"half")
+    assert run("gc", "out") == 2
+    assert "the run is not finished" in run.err
+    assert (out / "shards/0000001-001.arrow").exists()
+    assert run("gc", "out", "--unfinished") == 0
+    assert not (out / "shards/0000001-001.arrow").exists()
+    assert run("run", "job.yaml", "--engine", "inline") == 0
+    assert run("verify", "out") == 0
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
