@@ -4,9 +4,6 @@ The pictures' job is the quick start's. The other one has a filter and bad sampl
 real device operator (a tiny FlexTok, on the CPU) that is called with batches of four.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,7 @@ import pytest
 
 from pipeline.manifest import open_data_set
 from tests.corpus import (
-    ROOT,
     data_files,
-    environment,
     manifest,
     picture_job,
     run_inline,
@@ -26,6 +21,7 @@ from tests.corpus import (
     write_tar,
 )
 from tests.flextok_checkpoint import write_checkpoint
+from tests.ray_runs import run_all
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -89,22 +85,11 @@ def jobs(folder: Path) -> dict[str, JobOf]:
 def ray_runs(folder: Path, jobs: dict[str, JobOf]) -> Path:
     """Run both jobs in every way of Ray, on one cluster."""
     runs = [
-        [job(f"ray-{workers}", **settings), workers]
+        (job(f"ray-{workers}", **settings), workers)
         for job in jobs.values()
         for settings, workers in WAYS.values()
     ]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ray_runs", str(folder / "runs.json")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outcomes = json.loads((folder / "outcomes.json").read_text())
+    outcomes = run_all(folder, runs)
     assert [outcome["exit_code"] for outcome in outcomes] == [0] * len(runs), outcomes
     return folder
 

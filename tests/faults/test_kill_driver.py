@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from operators import registry
@@ -30,6 +29,7 @@ from tests.corpus import (
     write_tar,
 )
 from tests.faulty_operators import announce
+from tests.ray_runs import alive, wait_for_end
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -137,27 +137,12 @@ def test_inline(
 
 
 def test_ray(job: dict[str, Any], undisturbed: Path, tmp_path: Path, extension: Path) -> None:
-    """Ray ends what it started when its driver is gone; the test waits for it."""
+    """Workers end when their driver is gone, so that none is at work beside the next run's."""
     given = {**job, "output": str(tmp_path / "out")}
     session = run_and_kill(given, tmp_path, extension, "ray", 1, 0.1)
     try:
-        deadline = time.monotonic() + 60
-        while alive(session) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert [process.cmdline() for process in alive(session)] == []
+        assert wait_for_end(session) == []
     finally:
-        for process in alive(session):
+        for process in alive(session):  # Ray's own agents stay for a while
             process.kill()
     check_goes_on(given, tmp_path, extension, "ray", undisturbed)
-
-
-def alive(session: int) -> list[psutil.Process]:
-    """Return the processes of a session that are still at work."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found

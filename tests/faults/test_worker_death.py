@@ -4,8 +4,6 @@ All runs share one private cluster, started by ``tests/ray_runs.py`` in a proces
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,14 @@ import pytest
 
 from operators import registry
 from tests.corpus import (
-    ROOT,
     data_files,
-    environment,
     ledger_files,
     run_inline,
     text_job,
     write_texts,
 )
 from tests.faulty_operators import announce
+from tests.ray_runs import run_all
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -60,19 +57,8 @@ def jobs(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def outcomes(folder: Path, jobs: dict[str, dict[str, Any]]) -> Outcomes:
-    runs = [[given, 1] for given in jobs.values()]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ray_runs", str(folder / "runs.json")],
-        cwd=ROOT,
-        env=environment(announce(folder / "extension")),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "outcomes.json").read_text())
+    runs = [(given, 1) for given in jobs.values()]
+    found = run_all(folder, runs, announce(folder / "extension"))
     return dict(zip(jobs, found, strict=True))
 
 
