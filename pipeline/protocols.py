@@ -102,7 +102,8 @@ class SampleBlock:
         rows: int64 [N], the input position of each column row.
         columns: Fields, N rows each, with ``key`` (large_string) among them.
         file_name: The file that all samples of the block come from; where every sample is a file
-            of its own, the folder that holds them all ("" is the root of the listing).
+            of its own, the folder that holds all files of the partition ("" is the listing's
+            root). It stands in shards, so it may not depend on where blocks are cut.
         num_samples: Samples covered: N + len(rejected).
         num_bytes: Bytes read for it.
         rejected: Samples that could not be read.
