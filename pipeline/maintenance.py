@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import SpecError
@@ -73,11 +73,12 @@ def unreferenced(uri: str, storage: Storage, *, unfinished: bool = False) -> Ite
         named.update(shard.path for shard in record.shards)
         if record.quarantine is not None:
             named.add(record.quarantine.path)
-    for entry in storage.walk(uri):
-        path = entry.uri[len(uri.rstrip("/")) + 1 :]
+    folder = storage.resolve(uri)  # as the walk gives names: "./out" would not match "out"
+    for entry in storage.walk(folder):
+        path = entry.uri[len(folder.rstrip("/")) + 1 :]
         temporary = path.rsplit("/", 1)[-1].startswith(".") and path.endswith(".tmp")
         if temporary or (path.startswith(("shards/", "quarantine/")) and path not in named):
-            yield entry
+            yield replace(entry, uri=join(uri, path))
 
 
 def _job(uri: str, storage: Storage) -> dict[str, Any]:

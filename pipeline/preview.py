@@ -64,7 +64,7 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
         SetupError: the source or an operator's weights cannot be reached.
     """
     data = open_data_set(uri, storage)
-    job = job_from_recipe(data.manifest.recipe, data.storage.options)
+    job = job_from_recipe(data.manifest.recipe)
     source = build_source(job.source, storage, job.source_urls())
     chain = build_chain(job, source.fields)
     stored = set(data.manifest.fields)

@@ -38,7 +38,7 @@ from pipeline.plan import (
     read_plan,
     write_plan,
 )
-from pipeline.protocols import Engine, Partition, PartitionResult
+from pipeline.protocols import Engine, Partition, PartitionResult, Source
 from pipeline.report.summary import RunSummary, summarize
 from pipeline.sources import build_source
 from pipeline.spec import JobSpec
@@ -60,6 +60,8 @@ class Prepared:
     Attributes:
         job: The job.
         storage: How to reach source and output.
+        urls: The source's URLs, resolved.
+        source: The source.
         output: The output folder's URI.
         chain: The operators.
         identities: What identifies them.
@@ -68,6 +70,8 @@ class Prepared:
 
     job: JobSpec
     storage: Storage
+    urls: tuple[str, ...]
+    source: Source
     output: str
     chain: Chain
     identities: Sequence[Mapping[str, Any]]
@@ -77,6 +81,11 @@ class Prepared:
     def warnings(self) -> list[str]:
         """What a user of the tokens must be told."""
         return [str(item["warning"]) for item in self.identities if item.get("warning")]
+
+    def task(self, worker: str) -> WorkerTask:
+        """Return what a worker must be told; it may have another current folder."""
+        output = self.storage.resolve(self.output)
+        return WorkerTask(self.job, self.fingerprint, output, worker, self.storage, self.urls)
 
 
 class Listener(Protocol):
@@ -128,19 +137,20 @@ def prepare(job: JobSpec, output: str | None = None) -> Prepared:
         SetupError: the source or weights cannot be reached.
     """
     storage = Storage(job.storage_options())
-    source = build_source(job.source, storage, job.source_urls())
+    urls = tuple(job.source_urls())
+    source = build_source(job.source, storage, urls)
     chain = build_chain(job, source.fields)
     identities = chain.identities()
     uri = (output or job.output_uri()).rstrip("/")
-    return Prepared(job, storage, uri, chain, identities, fingerprint(job, identities))
+    return Prepared(
+        job, storage, urls, source, uri, chain, identities, fingerprint(job, identities)
+    )
 
 
 def preview_plan(prepared: Prepared) -> tuple[list[Partition], Estimate]:
     """Return the partitions that a run would process, and an estimate; writes nothing."""
-    job = prepared.job
-    source = build_source(job.source, prepared.storage, job.source_urls())
-    partitions = list_partitions(job, source)
-    return partitions, estimate(prepared.chain, source, partitions)
+    partitions = list_partitions(prepared.job, prepared.source)
+    return partitions, estimate(prepared.chain, prepared.source, partitions)
 
 
 def run(
@@ -248,8 +258,7 @@ def _begin(prepared: Prepared) -> list[Partition]:
 
 def _write_down(prepared: Prepared) -> list[Partition]:
     job, storage, output = prepared.job, prepared.storage, prepared.output
-    source = build_source(job.source, storage, job.source_urls())
-    partitions = list_partitions(job, source)
+    partitions = list_partitions(job, prepared.source)
     digest = write_plan(storage, output, partitions)
     content = {
         "fingerprint": prepared.fingerprint,
@@ -276,9 +285,7 @@ def _what_changes_bytes(prepared: Prepared) -> dict[str, Any]:
 
 def _engine(prepared: Prepared, name: str, address: str | None, workers: int | None) -> Engine:
     job = prepared.job
-    # Workers on a cluster have another current folder.
-    output = prepared.storage.resolve(prepared.output)
-    task = WorkerTask(job, prepared.fingerprint, output, "inline")
+    task = prepared.task("inline")
     if name == "inline":
         return InlineEngine(task, job.run.max_attempts)
     from pipeline.engines.ray import RayEngine

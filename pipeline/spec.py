@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+from fsspec.core import split_protocol
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -145,9 +146,9 @@ class JobSpec(_Model):
         }
 
     def source_urls(self) -> list[str]:
-        """Return the source URLs with environment variables replaced."""
+        """Return the source URLs: environment variables replaced, local paths made absolute."""
         urls = [self.source.urls] if isinstance(self.source.urls, str) else self.source.urls
-        return [expand_env(url, self.place("source", "urls")) for url in urls]
+        return [_absolute(expand_env(url, self.place("source", "urls"))) for url in urls]
 
     def storage_options(self) -> dict[str, dict[str, Any]]:
         """Return the storage options with environment variables replaced."""
@@ -189,21 +190,15 @@ def parse_job(text: str, name: str, overrides: Mapping[str, Any] | None = None) 
     return _validate({**raw, **(overrides or {})}, JobText(name, lines))
 
 
-def job_from_recipe(
-    recipe: Mapping[str, Any], storage: Mapping[str, Mapping[str, Any]] | None = None
-) -> JobSpec:
+def job_from_recipe(recipe: Mapping[str, Any]) -> JobSpec:
     """Return a job that makes the same bytes as the one a recipe was taken from.
 
-    Output and run settings are not part of a recipe; they are the defaults.
-
-    Args:
-        recipe: As a manifest holds it.
-        storage: Protocol -> options, which are not part of it either.
+    Output, storage and run settings are not part of a recipe; they are the defaults.
 
     Raises:
         SpecError: the recipe names an operator or setting that is not known here.
     """
-    return _validate({**recipe, "output": ".", "storage": dict(storage or {})}, JobText("recipe"))
+    return _validate({**recipe, "output": "."}, JobText("recipe"))
 
 
 def job_schema() -> dict[str, Any]:
@@ -253,6 +248,11 @@ def expand_env(text: str, where: str) -> str:
         return found
 
     return _ENV.sub(value, text)
+
+
+def _absolute(url: str) -> str:
+    protocol, _ = split_protocol(url)
+    return os.path.abspath(url) if protocol is None else url
 
 
 _SOURCES: Mapping[str, type[BaseModel]] = {

@@ -57,11 +57,6 @@ class Storage:
     def __init__(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._options = {name: dict(value) for name, value in (options or {}).items()}
 
-    @property
-    def options(self) -> dict[str, dict[str, Any]]:
-        """Protocol -> options, credentials among them."""
-        return {name: dict(value) for name, value in self._options.items()}
-
     def open_read(self, uri: str, *, read_ahead: bool = True) -> BinaryIO:
         """Open an object for reading; the file seeks.
 

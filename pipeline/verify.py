@@ -285,8 +285,9 @@ def _flat(array: pa.Array) -> np.ndarray:
 def _check_golden(data: DataSet) -> Iterator[Finding]:
     check = f"{len(data.manifest.golden)} golden samples give the same ids"
     try:
-        job = job_from_recipe(data.manifest.recipe, data.storage.options)
-        source = build_source(job.source, data.storage, job.source_urls())
+        job = job_from_recipe(data.manifest.recipe)
+        urls = tuple(job.source_urls())
+        source = build_source(job.source, data.storage, urls)
         identities = build_chain(job, source.fields).identities()
         now = fingerprint(job, identities)
         if now != data.manifest.fingerprint:
@@ -296,7 +297,7 @@ def _check_golden(data: DataSet) -> Iterator[Finding]:
             yield Finding(check, f"the operators here are not those that wrote it: {names} differ")
             return
         with tempfile.TemporaryDirectory() as folder:
-            worker = Worker(WorkerTask(job, now, folder, "verify"))
+            worker = Worker(WorkerTask(job, now, folder, "verify", data.storage, urls))
             try:
                 partitions = {p.index: p for p in read_plan(data.storage, data.uri)}
                 for golden in data.manifest.golden:

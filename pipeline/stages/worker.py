@@ -44,12 +44,17 @@ class WorkerTask:
         fingerprint: Of its recipe.
         output: The output folder's URI.
         worker: A name for logs and reports.
+        storage: How source and output are reached. Like ``urls`` it is what the driver made of
+            the job: a worker may have another environment and another current directory.
+        urls: The source's URLs, resolved.
     """
 
     job: JobSpec
     fingerprint: str
     output: str
     worker: str
+    storage: Storage
+    urls: tuple[str, ...]
 
 
 class Worker:
@@ -64,8 +69,8 @@ class Worker:
     def __init__(self, task: WorkerTask) -> None:
         job = task.job
         self._task = task
-        self._storage = Storage(job.storage_options())
-        self._source = build_source(job.source, self._storage, job.source_urls())
+        self._storage = task.storage
+        self._source = build_source(job.source, task.storage, task.urls)
         self._chain = build_chain(job, self._source.fields)
         _check_identity(self._chain, task)
         _set_up(self._chain)

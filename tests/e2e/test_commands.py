@@ -115,7 +115,7 @@ def test_gc_removes_what_no_commit_names(run: CommandLine) -> None:
     for path in left:
         path.write_bytes(b"half")
 
-    assert run("gc", "out", "--dry-run") == 0
+    assert run("gc", "./out/", "--dry-run") == 0
     assert run.out.splitlines()[-1] == "4 files, 16 B would be freed"
     assert all(path.exists() for path in left)
 

@@ -34,7 +34,7 @@ def misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def planned(job: dict[str, Any]) -> tuple[WorkerTask, list[Partition]]:
     prepared = prepare(parse(job))
     partitions, _ = preview_plan(prepared)
-    return WorkerTask(prepared.job, prepared.fingerprint, prepared.output, "test"), partitions
+    return prepared.task("test"), partitions
 
 
 def failing(folder: Path, **settings: Any) -> dict[str, Any]:
