@@ -271,7 +271,7 @@ class Storage:
         return _QUERY.sub("?***", text)
 
 
-_EXTRA = {"s3": "s3", "hf": "hub"}
+_EXTRA = {"s3": "s3", "hf": "hub", "http": "http", "https": "http"}
 
 _NETWORK_PACKAGES = (
     *("aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"),

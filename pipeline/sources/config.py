@@ -1,6 +1,6 @@
 """What every source's config shares."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -34,3 +34,8 @@ class BaseSourceConfig(BaseModel):
         int,
         Field(gt=0, description="Join small files up to this size; cut larger Parquet files."),
     ] = 256 * MIB
+
+
+def by_name(value: Any) -> Any:
+    """Turn a list of names into the mapping that means the same: each name to itself."""
+    return {name: name for name in value} if isinstance(value, list) else value

@@ -21,7 +21,7 @@ from pipeline.sources.blocks import (
     numbered_keys,
     read_ranges,
 )
-from pipeline.sources.config import BaseSourceConfig, FieldName
+from pipeline.sources.config import BaseSourceConfig, FieldName, by_name
 from pipeline.sources.listing import join_ranges, list_files, whole_files
 from pipeline.sources.objects import CHUNK_BYTES, DamagedError, open_planned, open_stream
 from pipeline.storage import Storage
@@ -45,10 +45,6 @@ def _path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _by_name(value: Any) -> Any:
-    return {name: name for name in value} if isinstance(value, list) else value
-
-
 JsonFields = dict[
     FieldName,
     Annotated[JsonField, BeforeValidator(_path, json_schema_input_type=str | JsonField)],
@@ -61,7 +57,7 @@ class JsonlConfig(BaseSourceConfig):
     type: Literal["jsonl"] = "jsonl"
     fields: Annotated[
         JsonFields,
-        BeforeValidator(_by_name, json_schema_input_type=JsonFields | list[FieldName]),
+        BeforeValidator(by_name, json_schema_input_type=JsonFields | list[FieldName]),
         Field(min_length=1, description="Field -> JSON key, or {path, dtype}; or a list of names."),
     ]
     key: Annotated[

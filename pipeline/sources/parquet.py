@@ -25,7 +25,7 @@ from pipeline.sources.blocks import (
     numbered_keys,
     read_ranges,
 )
-from pipeline.sources.config import BaseSourceConfig, FieldName
+from pipeline.sources.config import BaseSourceConfig, FieldName, by_name
 from pipeline.sources.listing import NUM_THREADS, join_ranges, list_files
 from pipeline.sources.objects import check_planned, open_planned
 from pipeline.storage import Storage, shown
@@ -57,10 +57,6 @@ def _column(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
 
 
-def _by_name(value: Any) -> Any:
-    return {name: name for name in value} if isinstance(value, list) else value
-
-
 ColumnFields = dict[
     FieldName,
     Annotated[ColumnField, BeforeValidator(_column, json_schema_input_type=str | ColumnField)],
@@ -73,7 +69,7 @@ class ParquetConfig(BaseSourceConfig):
     type: Literal["parquet"] = "parquet"
     fields: Annotated[
         ColumnFields,
-        BeforeValidator(_by_name, json_schema_input_type=ColumnFields | list[FieldName]),
+        BeforeValidator(by_name, json_schema_input_type=ColumnFields | list[FieldName]),
         Field(min_length=1, description="Field -> column, or {column, dtype}; or a list of names."),
     ]
     key: Annotated[
