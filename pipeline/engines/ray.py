@@ -198,7 +198,9 @@ class RayEngine:
             if self._suspects and worker.ready and not worker.running:
                 worker.give(self._suspects.popleft(), alone=True)
         for depth in range(1, AHEAD + 1):
-            for worker in self._workers:
+            for worker in sorted(self._workers, key=_RemoteWorker.num_bytes):
+                if depth > 1 and len(queue) <= len(self._workers):
+                    return  # the last ones wait for whoever is free first
                 if queue and worker.ready and not worker.alone and len(worker.running) < depth:
                     worker.give(queue.popleft())
 
@@ -252,6 +254,9 @@ class _RemoteWorker:
     def give(self, partition: Partition, *, alone: bool = False) -> None:
         self.alone = alone
         self.running[self.actor.process.remote(partition)] = partition
+
+    def num_bytes(self) -> int:
+        return sum(partition.num_bytes for partition in self.running.values() if partition)
 
     def take(self, ref: Any) -> Partition | None:
         partition = self.running.pop(ref)
