@@ -149,7 +149,15 @@ def make_block(
     rejected = []
     if bad:
         rejected = [
-            Rejected(first_row + row, keys[row].as_py(), file_name, "read", *bad[row])
+            Rejected(
+                row=first_row + row,
+                key=keys[row].as_py(),
+                uri=file_name,
+                step="read",
+                error=bad[row].error,
+                reason=bad[row].reason,
+                payload=_originals(arrays, specs, row) or None,
+            )
             for row in sorted(bad)
         ]
         rows = np.delete(rows, sorted(bad))
@@ -179,3 +187,15 @@ def binary_array(values: Sequence[bytes | None]) -> pa.Array:
         valid = pa.py_buffer(np.packbits(mask, bitorder="little"))
     buffers = [valid, pa.py_buffer(offsets), data]
     return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
+
+
+def _originals(
+    arrays: Mapping[str, pa.Array], specs: Mapping[str, FieldSpec], row: int
+) -> dict[str, bytes]:
+    """Return the text and bytes that a row does have; text need not be UTF-8."""
+    cells = {name: array.slice(row, 1) for name, array in arrays.items()}
+    return {
+        name: cell.view(pa.large_binary())[0].as_py()
+        for name, cell in cells.items()
+        if not specs[name].is_numeric and cell.null_count == 0
+    }

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -115,6 +115,8 @@ class PartitionState:
 
     def add_input(self, samples: int, rejected: Sequence[Rejected]) -> None:
         """Count samples as read, some of them as unusable."""
+        if not self._payload_fields:
+            rejected = [replace(item, payload=None) for item in rejected]
         with self._lock:
             self.num_input += samples
             self.rejected += rejected

@@ -202,6 +202,16 @@ def test_original_bytes_are_kept_on_request(run: Path, key: str) -> None:
     assert payload == {"image_bytes": members[0][1], "caption": members[1][1]}
 
 
+def test_what_an_unreadable_sample_does_have_is_kept(run: Path) -> None:
+    def kept(key: str) -> dict[str, bytes]:
+        found = of(run, key)["payload"]
+        return {name: base64.b64decode(data) for name, data in found.items()}
+
+    assert kept("no-caption") == {"image_bytes": PLANTED[1][2][0][1]}
+    latin_1 = {"image_bytes": PLANTED[1][5][0][1], "caption": "Straße".encode("latin-1")}
+    assert kept("latin-1") == latin_1
+
+
 def test_bytes_are_not_kept_without_a_request(run: Path, tmp_path: Path) -> None:
     run_inline(job(tmp_path))
     lines = quarantined(tmp_path / "out")
