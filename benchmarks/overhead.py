@@ -7,6 +7,7 @@ of images/s on all sides and shown by itself. CPU seconds are those of all proce
 Ray's own among them, while it works.
 
     python benchmarks/overhead.py --images 12000 --rounds 3
+    python benchmarks/overhead.py --one-core          # the single cases on one and the same core
     python benchmarks/overhead.py --memory            # peak memory as the input grows 4x
 """
 
@@ -58,11 +59,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one-core", action="store_true", help="hold single cases to one core")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument("--child", nargs=3, metavar=("WHAT", "TARS", "WORKERS"))
     args = parser.parse_args()
     if args.child:
         what, tars, workers = args.child
+        if args.one_core and workers == "1":
+            os.sched_setaffinity(0, {0})  # Ray's own processes inherit it
         print(json.dumps(measure(what, Path(tars), int(workers))))
         return
     print(
@@ -73,16 +77,16 @@ def main() -> None:
         if args.memory:
             show_memory(Path(folder), args.images)
         else:
-            show_speed(Path(folder), args.images, args.rounds)
+            show_speed(Path(folder), args.images, args.rounds, one_core=args.one_core)
 
 
-def show_speed(folder: Path, images: int, rounds: int) -> None:
+def show_speed(folder: Path, images: int, rounds: int, *, one_core: bool) -> None:
     tars = make_tars(folder / "tars", images)
     cases = [("loop", 1), ("inline", 1), ("ray", 1), ("loop", 2), ("ray", 2)]
     found: dict[tuple[str, int], list[Figures]] = {case: [] for case in cases}
     for number in range(rounds):
         for case in cases:
-            figures = child(case[0], tars, case[1])
+            figures = child(case[0], tars, case[1], one_core=one_core)
             found[case].append(figures)
             print(
                 f"round {number + 1}: {case[0]:>6} x {case[1]}: "
@@ -115,9 +119,10 @@ def show_memory(folder: Path, images: int) -> None:
             )
 
 
-def child(what: str, tars: Path, workers: int) -> Figures:
+def child(what: str, tars: Path, workers: int, *, one_core: bool = False) -> Figures:
     """Measure in a fresh process, so that nothing is warm that should not be."""
     command = [sys.executable, __file__, "--child", what, str(tars), str(workers)]
+    command += ["--one-core"] if one_core else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
