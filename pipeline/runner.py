@@ -9,7 +9,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +39,7 @@ from pipeline.plan import (
     write_plan,
 )
 from pipeline.protocols import Engine, Partition, PartitionResult, Source
-from pipeline.report.summary import RunSummary, summarize
+from pipeline.report.summary import RunSummary, add_reasons, summarize
 from pipeline.sources import build_source
 from pipeline.spec import JobSpec
 from pipeline.stages import WorkerTask
@@ -370,8 +370,8 @@ def _finish(state: RunState, engine: str) -> RunSummary:
         operators=written["operators"],
         fields=prepared.chain.output,
         totals=_totals(results, token_fields),
-        filtered=_sum(result.filtered for result in results),
-        quarantined=_sum(result.quarantined for result in results),
+        filtered=add_reasons(result.filtered for result in results),
+        quarantined=add_reasons(result.quarantined for result in results),
         warnings=prepared.warnings,
         random_weights=any(item.get("random_weights") for item in prepared.identities),
         golden=pick_golden(results),
@@ -415,13 +415,6 @@ def _totals(results: Sequence[PartitionResult], token_fields: Sequence[str]) -> 
         "bytes": sum(shard.num_bytes for shard in shards),
         "tokens": {name: sum(s.tokens[name] for s in shards) for name in token_fields},
     }
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for item in counts:
-        total.update(item)
-    return dict(sorted(total.items()))
 
 
 def _libraries() -> dict[str, str]:

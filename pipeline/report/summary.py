@@ -122,8 +122,8 @@ def summarize(
         samples=sum(result.num_written for result in results),
         filtered=sum(result.num_filtered for result in results),
         quarantined=sum(result.num_quarantined for result in results),
-        filtered_by=_total(result.filtered for result in results),
-        quarantined_by=_total(result.quarantined for result in results),
+        filtered_by=add_reasons(result.filtered for result in results),
+        quarantined_by=add_reasons(result.quarantined for result in results),
         tokens=dict(tokens),
         num_shards=len(shards),
         num_bytes=sum(shard.num_bytes for shard in shards),
@@ -175,7 +175,8 @@ def _figures(name: str, parts: Sequence[StageCounts], workers: int) -> StageFigu
     )
 
 
-def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def add_reasons(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up counts by reason, sorted by reason."""
     total: Counter[str] = Counter()
     for item in counts:
         total.update(item)
