@@ -6,19 +6,16 @@ from itertools import count
 import pytest
 
 from pipeline.storage import Storage
+from tests.s3.server import S3Server
 
 _buckets = (f"bucket-{i}" for i in count())
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    server = S3Server()
+    yield server.endpoint
+    server.close()
 
 
 @pytest.fixture
