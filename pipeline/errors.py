@@ -9,6 +9,7 @@ __all__ = [
     "FingerprintMismatchError",
     "IntegrityError",
     "PoisonPartitionError",
+    "PoisonSampleError",
     "RowErrors",
     "SampleError",
     "SetupError",
@@ -22,6 +23,10 @@ class SpecError(TokenmillError):
     """The job is wrong: file, line, field, what is allowed. Nothing was touched."""
 
     exit_code = 2
+
+
+class PoisonSampleError(SampleError):
+    """The process that works on this sample dies; it is quarantined without being touched."""
 
 
 class BudgetExceededError(TokenmillError):
@@ -49,7 +54,7 @@ class TransientError(TokenmillError):
 
 
 class PoisonPartitionError(TokenmillError):
-    """A partition killed its worker at every attempt."""
+    """A partition killed its worker at every attempt, and no row of it does so by itself."""
 
     exit_code = 7
 

@@ -26,6 +26,7 @@ from pipeline.manifest import (
 )
 from pipeline.plan import build_chain, fingerprint, plan_digest, read_plan
 from pipeline.protocols import GoldenSample, Partition, PartitionResult
+from pipeline.quarantine import mask_poison
 from pipeline.sinks.arrow import arrow_type
 from pipeline.sources import build_source
 from pipeline.spec import job_from_recipe
@@ -301,7 +302,9 @@ def _check_golden(data: DataSet) -> Iterator[Finding]:
             try:
                 partitions = {p.index: p for p in read_plan(data.storage, data.uri)}
                 for golden in data.manifest.golden:
-                    yield _golden_finding(worker, folder, partitions[golden.partition], golden)
+                    planned = partitions[golden.partition]
+                    partition = mask_poison(data.storage, data.uri, planned)
+                    yield _golden_finding(worker, folder, partition, golden)
             finally:
                 worker.close()
     except TokenmillError as error:

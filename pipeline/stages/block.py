@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from operators.base import Batch, Column, FieldSpec, Ragged, Verdict
 from operators.columns import take
-from pipeline.errors import SampleError
+from pipeline.errors import PoisonSampleError, SampleError
 from pipeline.protocols import (
     GoldenSample,
     Partition,
@@ -60,6 +60,22 @@ class Block:
         """Rows that are alive."""
         return len(self.rows)
 
+    def mask(self) -> None:
+        """Take out the rows that nothing may be done with; their slots stay.
+
+        These are the partition's ``masked`` rows, which go to the quarantine, and in a probe all
+        rows but those that are probed.
+        """
+        partition, probed = self.state.partition, self.state.probed
+        if probed is not None:
+            outside = (self.rows < probed.start) | (self.rows >= probed.stop)
+            self.dead = np.concatenate([self.dead, self.rows[outside]])
+            self.select(np.flatnonzero(~outside))
+        if partition.masked and self.num_rows:
+            bad = np.flatnonzero(np.isin(self.rows, partition.masked))
+            if len(bad):
+                self.reject("worker", {int(row): PoisonSampleError(_POISON) for row in bad})
+
     def select(self, index: np.ndarray) -> None:
         """Keep only the rows at ``index``."""
         self.rows, self.files = self.rows[index], self.files[index]
@@ -74,16 +90,28 @@ class Block:
         self.select(np.setdiff1d(np.arange(self.num_rows), bad))
 
 
+_POISON = "the process that works on it dies (found by trying parts of its partition)"
+
+
 class PartitionState:
-    """What is known of a partition while it is processed. Stages add to it under a lock."""
+    """What is known of a partition while it is processed. Stages add to it under a lock.
+
+    Args:
+        partition: The partition.
+        threads: Stage -> how many it has.
+        payload_fields: Fields to keep of samples that cannot be used.
+        probed: Work on these rows alone and write nothing: all others are masked.
+    """
 
     def __init__(
         self,
         partition: Partition,
         threads: Mapping[str, int],
         payload_fields: Sequence[str] = (),
+        probed: range | None = None,
     ) -> None:
         self.partition = partition
+        self.probed = probed
         self.future: Future[PartitionResult] = Future()
         self.error: BaseException | None = None
         self.rejected: list[Rejected] = []

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 from rich.console import Console
 
-from pipeline.protocols import Partition, PartitionResult, SourceFile, SourceRange, StageCounts
+from pipeline.protocols import (
+    AttemptCounts,
+    Partition,
+    PartitionResult,
+    SourceFile,
+    SourceRange,
+    StageCounts,
+)
 from pipeline.report import live
 from pipeline.report.live import LiveView
 
@@ -29,6 +36,9 @@ class FakeEngine:
 
     def progress(self) -> Mapping[str, StageCounts]:
         return self.running
+
+    def attempts(self) -> AttemptCounts:
+        return AttemptCounts()
 
     def close(self) -> None:
         pass

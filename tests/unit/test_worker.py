@@ -212,7 +212,7 @@ def test_inline_engine_gives_up_after_max_attempts(
 ) -> None:
     monkeypatch.setattr(attempts, "FIRST_WAIT_S", 0.01)
     task, partitions = planned(failing(tmp_path, how="transient", times=2))
-    with pytest.raises(TransientError, match="partition 1: 2 attempts failed, the last: misbeh"):
+    with pytest.raises(TransientError, match=r"\(1\.jsonl\): 2 attempts failed, the last: mis"):
         results_of(engine(task, max_attempts=2), partitions)
 
 
