@@ -247,6 +247,10 @@ class StageCounts:
     steps: Mapping[str, float] = field(default_factory=dict)
 
 
+PartitionCounts = Mapping[int, Mapping[str, StageCounts]]
+"""Partition -> stage -> what was done in it so far."""
+
+
 def add_counts(
     a: Mapping[str, StageCounts], b: Mapping[str, StageCounts]
 ) -> dict[str, StageCounts]:

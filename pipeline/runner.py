@@ -100,6 +100,23 @@ class Listener(Protocol):
         ...
 
 
+class Listeners:
+    """Several listeners as one; each hears everything, in their order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        """See ``Listener.begin``."""
+        for listener in self._listeners:
+            listener.begin(partitions, done, engine)
+
+    def committed(self, result: PartitionResult) -> None:
+        """See ``Listener.committed``."""
+        for listener in self._listeners:
+            listener.committed(result)
+
+
 @dataclass(slots=True)
 class RunState:
     """Where a run stands.

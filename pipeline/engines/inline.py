@@ -7,7 +7,13 @@ from concurrent.futures import Future
 
 from pipeline.engines.attempts import Attempts
 from pipeline.errors import TransientError
-from pipeline.protocols import AttemptCounts, Partition, PartitionResult, StageCounts
+from pipeline.protocols import (
+    AttemptCounts,
+    Partition,
+    PartitionResult,
+    StageCounts,
+    add_counts,
+)
 from pipeline.stages import Worker, WorkerTask
 
 AHEAD = 2
@@ -54,7 +60,10 @@ class InlineEngine:
     def progress(self) -> Mapping[str, StageCounts]:
         """Return what was done in partitions not yet yielded."""
         worker = self._worker  # asked for by another thread than the one that closes
-        return worker.progress() if worker is not None else {}
+        total: dict[str, StageCounts] = {}
+        for counts in worker.progress().values() if worker is not None else ():
+            total = add_counts(total, counts)
+        return total
 
     def attempts(self) -> AttemptCounts:
         """Return what had to be done again so far."""

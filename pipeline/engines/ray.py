@@ -17,11 +17,20 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.util.metrics import Counter, Gauge
 
 from operators.base import Resources
 from pipeline.engines.schedule import AHEAD, Schedule, Work
 from pipeline.errors import SetupError, TransientError
-from pipeline.protocols import AttemptCounts, Partition, PartitionResult, StageCounts, add_counts
+from pipeline.protocols import (
+    AttemptCounts,
+    Partition,
+    PartitionCounts,
+    PartitionResult,
+    StageCounts,
+    add_counts,
+)
+from pipeline.report.metrics import Metric
 from pipeline.spec import WorkerRange
 from pipeline.stages import Worker, WorkerTask, limit_memory
 
@@ -299,25 +308,60 @@ class RayEngine:
         done = set(ray.wait(pending, num_returns=len(pending), timeout=0)[0]) if pending else set()
         if not done:
             return
-        total: dict[str, StageCounts] = {}
         for worker in self._workers.values():
             if worker.progress_ref in done:
                 try:
                     counts = ray.get(worker.progress_ref)
                 except RayError:
                     counts = {}  # its death is noticed by the partition it had
-                if _moved(worker.counts, counts):
+                if counts != worker.counts:
                     self._schedule.progressed(worker.name, now)
                 worker.counts, worker.progress_ref = counts, None
-            total = add_counts(total, worker.counts)
-        self._progress = total
+        self._progress = self._add_up()
+
+    def _add_up(self) -> dict[str, StageCounts]:
+        """Add up the partitions under way; of two attempts at one the further counts."""
+        furthest: dict[int, Mapping[str, StageCounts]] = {}
+        for worker in self._workers.values():
+            for index, counts in worker.counts.items():
+                if self._schedule.is_under_way(index):
+                    other = furthest.get(index)
+                    if other is None or _samples(other) < _samples(counts):
+                        furthest[index] = counts
+        total: dict[str, StageCounts] = {}
+        for counts in furthest.values():
+            total = add_counts(total, counts)
+        return total
 
 
-def _moved(before: Mapping[str, StageCounts], now: Mapping[str, StageCounts]) -> bool:
-    def done(counts: Mapping[str, StageCounts]) -> dict[str, tuple[int, int]]:
-        return {name: (part.samples, part.num_bytes) for name, part in counts.items()}
+def _samples(counts: Mapping[str, StageCounts]) -> int:
+    return sum(part.samples for part in counts.values())
 
-    return done(before) != done(now)
+
+class RayMeter:
+    """Exports metrics by Ray's agent on the driver's node, which Prometheus scrapes.
+
+    What comes before the cluster is joined or after it is left is dropped: there is no agent then.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, Counter | Gauge] = {}
+
+    def add(self, metric: Metric, value: float, tags: Mapping[str, str]) -> None:
+        """Raise a counter."""
+        if ray.is_initialized():
+            self._of(metric).inc(value, tags=dict(tags))
+
+    def set(self, metric: Metric, value: float, tags: Mapping[str, str]) -> None:
+        """Say how a gauge stands."""
+        if ray.is_initialized():
+            self._of(metric).set(value, tags=dict(tags))
+
+    def _of(self, metric: Metric) -> Counter | Gauge:
+        if metric.name not in self._made:
+            kind = Counter if metric.kind == "counter" else Gauge
+            self._made[metric.name] = kind(metric.name, metric.description, metric.tag_keys)
+        return self._made[metric.name]
 
 
 @dataclass(slots=True)
@@ -332,7 +376,7 @@ class _RemoteWorker:
     progress_ref: Any = None
     asked_at: float = -math.inf
     placed_at: float = math.inf
-    counts: Mapping[str, StageCounts] = field(default_factory=dict)
+    counts: PartitionCounts = field(default_factory=dict)
 
     def give(self, work: Work) -> None:
         if work.kind == "whole":
@@ -394,5 +438,5 @@ class _WorkerActor:
         assert self._worker is not None
         return self._worker.count(partition)
 
-    def progress(self) -> Mapping[str, StageCounts]:
+    def progress(self) -> PartitionCounts:
         return self._worker.progress() if self._worker is not None else {}

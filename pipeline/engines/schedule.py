@@ -117,6 +117,10 @@ class Schedule:
         """Partitions that no worker has yet: more workers than these would stand idle."""
         return len(self._waiting) + len(self._later) + len(self._suspects)
 
+    def is_under_way(self, index: int) -> bool:
+        """Say whether a partition was given out and has no result yet."""
+        return index in self._tries and self._shared.get(index) is None
+
     def add_worker(self, name: str, now: float) -> None:
         """A worker is ready."""
         worker = _Worker(name, now)

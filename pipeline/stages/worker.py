@@ -18,10 +18,9 @@ from pipeline.manifest import FORMAT_VERSION
 from pipeline.plan import BoundStep, Chain, build_chain, fingerprint
 from pipeline.protocols import (
     Partition,
+    PartitionCounts,
     PartitionResult,
     SampleBlock,
-    StageCounts,
-    add_counts,
 )
 from pipeline.quarantine import write_quarantine
 from pipeline.sinks import ArrowSink
@@ -115,12 +114,10 @@ class Worker:
         """Return how many rows a partition has."""
         return self._source.count_samples(partition, 1 << 62)
 
-    def progress(self) -> Mapping[str, StageCounts]:
+    def progress(self) -> PartitionCounts:
         """Return what was done so far in the partitions that are not finished."""
-        total: dict[str, StageCounts] = {}
-        for state in list(self._running):
-            total = add_counts(total, state.snapshot())
-        return total
+        running = [state for state in list(self._running) if state.probed is None]
+        return {state.partition.index: state.snapshot() for state in running}
 
     def close(self) -> None:
         """Stop the threads; partitions that are not finished are dropped."""

@@ -148,7 +148,7 @@ def test_closing_while_at_work_drops_what_is_unfinished(tmp_path: Path, misbehav
     before = set(threading.enumerate())
     worker = Worker(task)
     futures = [worker.submit(partition) for partition in partitions]
-    while worker.progress()["read"].samples == 0:
+    while sum(counts["read"].samples for counts in worker.progress().values()) == 0:
         pass
     worker.close()
     for future in futures:
