@@ -5,6 +5,7 @@ a partition is large, give or take; some die, some are slow, storage fails now a
 
     python benchmarks/scheduler.py
     python benchmarks/scheduler.py --partitions 100000 --workers 1000
+    python benchmarks/scheduler.py --ray     # what Ray takes to wait for that many calls
 """
 
 import argparse
@@ -12,6 +13,7 @@ import heapq
 import platform
 import random
 import resource
+import statistics
 import sys
 import time
 from itertools import count
@@ -29,8 +31,12 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray", action="store_true", help="time Ray's side of the driver's loop")
     args = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    if args.ray:
+        wait_for_many(2 * args.workers)
+        return
     rng = random.Random(args.seed)
     partitions = [_partition(i, rng) for i in range(args.partitions)]
     print(f"plan of {len(partitions):,} partitions: {peak_mb():,.0f} MB")
@@ -91,6 +97,36 @@ def simulate(
                 schedule.progressed(each, now)
             schedule.hanging(now)
     return decisions, now, schedule
+
+
+def wait_for_many(num_calls: int) -> None:
+    """Time one look of the driver at its outstanding calls, and the calls themselves."""
+    import ray
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+
+    @ray.remote(num_cpus=0, max_concurrency=1)
+    class Busy:
+        def work(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    busy, quick = Busy.remote(), Busy.remote()  # type: ignore[attr-defined]
+    ray.get(quick.work.remote(0.0))
+    began = time.perf_counter()
+    refs = [busy.work.remote(1e6) for _ in range(num_calls)]
+    print(
+        f"{num_calls:,} calls sent: {(time.perf_counter() - began) / num_calls * 1e6:,.0f} us each"
+    )
+    times = []
+    for _ in range(10):
+        one = quick.work.remote(0.0)
+        time.sleep(0.1)
+        began = time.perf_counter()
+        ray.wait([*refs, one], num_returns=1, timeout=1.0)
+        ray.wait([*refs, one], num_returns=len(refs) + 1, timeout=0)
+        times.append(time.perf_counter() - began)
+    print(f"one look at them: {statistics.median(times) * 1e3:,.1f} ms")
+    ray.shutdown()
 
 
 def peak_mb() -> float:
