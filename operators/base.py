@@ -32,6 +32,8 @@ from typing import (
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.model_files import DirectFiles, ModelFiles
+
 NON_NUMERIC = ("string", "binary", "pillow")
 
 
@@ -161,6 +163,11 @@ class _Step(ABC, Generic[ConfigT]):
     """``cpu``: called on small chunks from several threads at once. ``device``: called from one
     thread with batches of the job's ``batch_size``, padded to it, as torch tensors on the device
     that ``setup`` was given."""
+
+    model_files: ModelFiles = DirectFiles()
+    """Where to ask for weights, vocabularies and the like. In a job the pipeline sets it right
+    after ``__init__``, so ask later. What is asked for on the driver (by ``identity`` at the
+    latest) is fetched once, and every worker is given these very bytes."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -17,8 +17,9 @@ from typing import Any
 import operators
 from operators.base import Filter, Operator, OperatorConfig, Step
 from operators.errors import ContractError
+from operators.model_files import ModelFiles
 
-_NOT_OPERATORS = {"base", "columns", "errors", "registry", "testing"}
+_NOT_OPERATORS = {"base", "columns", "errors", "extras", "model_files", "registry", "testing"}
 
 
 def names() -> list[str]:
@@ -44,10 +45,17 @@ def get(name: str) -> type[Step]:
     return found
 
 
-def build(config: OperatorConfig) -> Step:
-    """Build the operator that a config describes."""
+def build(config: OperatorConfig, model_files: ModelFiles | None = None) -> Step:
+    """Build the operator that a config describes.
+
+    Args:
+        config: The config.
+        model_files: Where it asks for model files; None leaves it to itself.
+    """
     cls: Any = get(config.name)
     step: Step = cls(config)
+    if model_files is not None:
+        step.model_files = model_files
     return step
 
 

@@ -1,68 +1,66 @@
-"""Find checkpoints (a local folder or a hub id) and load them, refusing whatever does not fit."""
+"""Load checkpoints (of a folder, a URL or the hub), refusing whatever does not fit."""
 
 import ast
-import hashlib
-import importlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from operators.errors import SetupError
+from operators.extras import import_extra
+from operators.model_files import FileIdentity, ModelFile, ModelFiles
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
 
 class Checkpoint:
-    """A model's ``config.json`` and ``model.safetensors``, in a folder or on the hub.
+    """A model's ``config.json`` and ``model.safetensors``.
 
-    Nothing is read or fetched before it is asked for; files of the hub are kept in the hub's own
-    cache, which is used alone when there is no network.
+    Nothing is read or fetched before it is asked for.
 
     Args:
-        weights: A folder, or ``owner/name`` on the hub. A folder of that name wins.
+        weights: A folder, the URL of one, or ``owner/name`` on the hub. A folder of that name wins.
         revision: Commit, tag or branch on the hub; None is its default branch.
+        files: How files are found: the operator's ``model_files``.
         where: Who asks, for error messages.
         extra: The extra of this project that installs what is needed.
 
     Raises:
-        SetupError: ``weights`` is neither, or a revision was given with a folder.
+        SetupError: ``weights`` is none of these, or a revision was given with a folder or URL.
     """
 
     def __init__(
-        self, weights: str, *, revision: str | None = None, where: str, extra: str
+        self, weights: str, *, revision: str | None, files: ModelFiles, where: str, extra: str
     ) -> None:
         self.weights = weights
         self.revision = revision
+        self._files = files
         self._where, self._extra = where, extra
-        self._folder = Path(weights) if Path(weights).is_dir() else None
-        if self._folder is None and not _HUB_ID.fullmatch(weights):
+        self._kind = files.kind_of(weights)
+        if self._kind == "hub" and not _HUB_ID.fullmatch(weights):
             raise SetupError(
                 f"{where}: weights={weights!r} is neither a folder nor a hub id",
-                hint=f"give owner/name, or a folder with {CONFIG_FILE} and {WEIGHT_FILE}",
+                hint=f"give owner/name, or a folder (or its URL) with {CONFIG_FILE} and "
+                f"{WEIGHT_FILE}",
             )
-        if self._folder is not None and revision is not None:
+        if self._kind != "hub" and revision is not None:
+            what = "a folder" if self._kind == "disk" else "a URL"
             raise SetupError(
-                f"{where}: weights={weights!r} is a folder, but revision={revision!r} is given",
-                hint="remove the revision: a folder is identified by the digests of its files",
+                f"{where}: weights={weights!r} is {what}, but revision={revision!r} is given",
+                hint=f"remove the revision: {what} is identified by the digests of its files",
             )
-
-    @property
-    def is_local(self) -> bool:
-        """True for a folder, False for the hub."""
-        return self._folder is not None
 
     @property
     def is_pinned(self) -> bool:
-        """True when the same bytes are meant everywhere and always: a folder, or a full commit."""
-        return self.is_local or bool(self.revision and _COMMIT.fullmatch(self.revision))
+        """True when other bytes are refused: a folder, a URL, or a full commit on the hub."""
+        return self._kind != "hub" or bool(self.revision and _COMMIT.fullmatch(self.revision))
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration.
@@ -71,9 +69,9 @@ class Checkpoint:
         values are Python literals (how the hub's model mixin keeps constructor arguments).
 
         Raises:
-            SetupError: neither is there, or the hub does not answer.
+            SetupError: neither is there, or its place cannot be reached.
         """
-        path = self._find(CONFIG_FILE)
+        path = self._fetch(CONFIG_FILE)
         if path is None:
             return self._config_of_metadata()
         try:
@@ -88,36 +86,29 @@ class Checkpoint:
         """Return the weight file on this machine's disk, fetching it first if need be.
 
         Raises:
-            SetupError: there is none, or the hub does not answer.
+            SetupError: there is none, or its place cannot be reached.
         """
-        path = self._find(WEIGHT_FILE)
+        path = self._fetch(WEIGHT_FILE)
         if path is None:
-            raise SetupError(
-                f"{self._where}: {self.weights} has no {WEIGHT_FILE}",
-                hint=f"give a folder or a hub id that holds {WEIGHT_FILE}",
-            )
+            raise self._missing()
         return path
 
     def identity(self) -> dict[str, object]:
         """Return what pins the weights: file digests, and the commit for the hub.
 
-        With a network the hub says both and nothing is fetched; without one the cached file is
-        hashed.
+        With a network the hub says both and nothing is fetched.
 
         Raises:
-            SetupError: a file is missing, or the hub does not answer and nothing is cached.
+            SetupError: a file is missing, or its place cannot be reached.
         """
-        if self._folder is not None:
-            digests = {WEIGHT_FILE: sha256_of(self.weight_path())}
-            if (self._folder / CONFIG_FILE).is_file():
-                digests[CONFIG_FILE] = sha256_of(self._folder / CONFIG_FILE)
-            return {"sha256": digests}
-        commit, digest = self._ask_hub()
-        if not (commit and digest):
-            path = self.weight_path()
-            # <cache>/snapshots/<commit>/model.safetensors
-            commit, digest = path.parent.name, sha256_of(path)
-        return {"checkpoint": self.weights, "revision": commit, "sha256": {WEIGHT_FILE: digest}}
+        weights = self._identify(WEIGHT_FILE)
+        if weights is None:
+            raise self._missing()
+        digests = {WEIGHT_FILE: weights.sha256}
+        if self._kind == "hub":
+            return {"checkpoint": self.weights, "revision": weights.commit, "sha256": digests}
+        config = self._identify(CONFIG_FILE)
+        return {"sha256": digests if config is None else {**digests, CONFIG_FILE: config.sha256}}
 
     def load_into(
         self, module: Any, *, other_parts: Sequence[str] = (), training_only: Sequence[str] = ()
@@ -211,55 +202,33 @@ class Checkpoint:
             hint="fetch the file again",
         )
 
-    def _find(self, name: str) -> Path | None:
-        if self._folder is not None:
-            path = self._folder / name
-            return path if path.is_file() else None
-        hub = import_extra("huggingface_hub", extra=self._extra, where=self._where)
+    def _missing(self) -> SetupError:
+        return SetupError(
+            f"{self._where}: {self.weights} has no {WEIGHT_FILE}",
+            hint=f"give a folder, URL or hub id that holds {WEIGHT_FILE}",
+        )
+
+    def _fetch(self, name: str) -> Path | None:
+        with self._named(name):
+            found = self._files.fetch(self._file(name))
+        return None if found is None else found.path
+
+    def _identify(self, name: str) -> FileIdentity | None:
+        with self._named(name):
+            return self._files.identify(self._file(name))
+
+    def _file(self, name: str) -> ModelFile:
+        return ModelFile(self._kind, self.weights, name, self.revision)
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Say in errors who asks, and for what."""
         try:
-            return Path(hub.hf_hub_download(self.weights, name, revision=self.revision))
-        except hub.errors.RemoteEntryNotFoundError:
-            return None
-        except Exception as error:  # the hub's client raises errors of several libraries
+            yield
+        except SetupError as error:
             at = f" at revision {self.revision}" if self.revision else ""
-            reason = str(error).strip().splitlines()[:1]
-            raise SetupError(
-                f"{self._where}: {name} of {self.weights}{at} cannot be fetched "
-                f"({type(error).__name__}: {''.join(reason)})",
-                hint="check the id, the revision and the network, log in with `hf auth login` for "
-                "a gated model, or download the folder elsewhere and give its path as `weights`",
-            ) from error
-
-    def _ask_hub(self) -> tuple[str | None, str | None]:
-        hub = import_extra("huggingface_hub", extra=self._extra, where=self._where)
-        url = hub.hf_hub_url(self.weights, WEIGHT_FILE, revision=self.revision)
-        try:
-            found = hub.get_hf_file_metadata(url)
-        except Exception:  # of several libraries; the cached file answers instead, or says why not
-            return None, None
-        etag = found.etag or ""  # for large files the hub's etag is the SHA-256
-        return found.commit_hash, etag if _SHA256.fullmatch(etag) else None
-
-
-def import_extra(module: str, *, extra: str, where: str) -> Any:
-    """Import a module that an extra of this project installs.
-
-    Raises:
-        SetupError: it is not installed; says which extra to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise SetupError(
-            f"{where}: {module} cannot be imported ({error})",
-            hint=f"pip install 'tokenmill[{extra}]'",
-        ) from None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            what = "" if self._kind == "url" else f"{name} of {self.weights}{at}: "
+            raise SetupError(f"{self._where}: {what}{error.message}", hint=error.hint) from error
 
 
 def _first(names: Sequence[str], limit: int = 4) -> str:

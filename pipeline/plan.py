@@ -12,6 +12,7 @@ from typing import Any
 
 from operators import registry
 from operators.base import FieldSpec, Operator, Resources, Step
+from operators.model_files import ModelFiles
 from pipeline.errors import ContractError, IntegrityError, SpecError
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.protocols import Partition, Source, SourceFile, SourceRange
@@ -83,7 +84,9 @@ class Chain:
         return plain
 
 
-def build_chain(job: JobSpec, source_fields: Mapping[str, FieldSpec]) -> Chain:
+def build_chain(
+    job: JobSpec, source_fields: Mapping[str, FieldSpec], model_files: ModelFiles
+) -> Chain:
     """Build the operators and check every field along the chain.
 
     Raises:
@@ -97,7 +100,7 @@ def build_chain(job: JobSpec, source_fields: Mapping[str, FieldSpec]) -> Chain:
     for i, config in enumerate(job.operators):
         where = f"{job.place('operators', i)} ({config.name})"
         try:
-            step = registry.build(config)
+            step = registry.build(config, model_files)
             inputs = step.inputs
             outputs = step.outputs if isinstance(step, Operator) else {}
         except ContractError as error:

@@ -13,6 +13,7 @@ from operators.base import Batch, Column, Invertible, Ragged
 from operators.columns import concat, num_values, take
 from pipeline.errors import SpecError
 from pipeline.manifest import DataSet, open_data_set
+from pipeline.model_cache import JobModelFiles
 from pipeline.plan import Chain, build_chain, read_plan
 from pipeline.quarantine import mask_poison
 from pipeline.sources import build_source
@@ -67,7 +68,7 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
     data = open_data_set(uri, storage)
     job = job_from_recipe(data.manifest.recipe)
     source = build_source(job.source, storage, job.source_urls())
-    chain = build_chain(job, source.fields)
+    chain = build_chain(job, source.fields, JobModelFiles(storage))
     stored = set(data.manifest.fields)
     steps = [
         (i, bound)

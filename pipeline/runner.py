@@ -26,6 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.ledger import FOLDER, Ledger
 from pipeline.manifest import FORMAT_VERSION, INDEX, MANIFEST, Manifest, index_bytes, pick_golden
+from pipeline.model_cache import JobModelFiles
 from pipeline.plan import (
     PLAN,
     Chain,
@@ -63,6 +64,7 @@ class Prepared:
         urls: The source's URLs, resolved.
         source: The source.
         output: The output folder's URI.
+        model_files: Where the operators find model files.
         chain: The operators.
         identities: What identifies them.
         fingerprint: Of the recipe.
@@ -73,6 +75,7 @@ class Prepared:
     urls: tuple[str, ...]
     source: Source
     output: str
+    model_files: JobModelFiles
     chain: Chain
     identities: Sequence[Mapping[str, Any]]
     fingerprint: str
@@ -85,7 +88,15 @@ class Prepared:
     def task(self, worker: str) -> WorkerTask:
         """Return what a worker must be told; it may have another current folder."""
         output = self.storage.resolve(self.output)
-        return WorkerTask(self.job, self.fingerprint, output, worker, self.storage, self.urls)
+        return WorkerTask(
+            self.job,
+            self.fingerprint,
+            output,
+            worker,
+            self.storage,
+            self.urls,
+            self.model_files.known(),
+        )
 
 
 class Listener(Protocol):
@@ -156,12 +167,12 @@ def prepare(job: JobSpec, output: str | None = None) -> Prepared:
     storage = Storage(job.storage_options())
     urls = tuple(job.source_urls())
     source = build_source(job.source, storage, urls)
-    chain = build_chain(job, source.fields)
+    model_files = JobModelFiles(storage)
+    chain = build_chain(job, source.fields, model_files)
     identities = chain.identities()
     uri = (output or job.output_uri()).rstrip("/")
-    return Prepared(
-        job, storage, urls, source, uri, chain, identities, fingerprint(job, identities)
-    )
+    digest = fingerprint(job, identities)
+    return Prepared(job, storage, urls, source, uri, model_files, chain, identities, digest)
 
 
 def preview_plan(prepared: Prepared) -> tuple[list[Partition], Estimate]:
@@ -302,14 +313,14 @@ def _what_changes_bytes(prepared: Prepared) -> dict[str, Any]:
 
 def _engine(prepared: Prepared, name: str, address: str | None, workers: int | None) -> Engine:
     job = prepared.job
-    task = prepared.task("inline")
     if name == "inline":
-        return InlineEngine(task, job.run.max_attempts)
+        return InlineEngine(prepared.task(name), job.run.max_attempts)
+    prepared.model_files.fetch_all()
     from pipeline.engines.ray import RayEngine
 
     count = workers if workers is not None else job.run.workers
     return RayEngine(
-        task,
+        prepared.task(name),
         _resources(prepared.chain.resources, job.run),
         None if isinstance(count, str) else count,
         address,

@@ -24,6 +24,7 @@ from pipeline.manifest import (
     open_data_set,
     pick_golden,
 )
+from pipeline.model_cache import JobModelFiles
 from pipeline.plan import build_chain, fingerprint, plan_digest, read_plan
 from pipeline.protocols import GoldenSample, Partition, PartitionResult
 from pipeline.quarantine import mask_poison
@@ -289,7 +290,8 @@ def _check_golden(data: DataSet) -> Iterator[Finding]:
         job = job_from_recipe(data.manifest.recipe)
         urls = tuple(job.source_urls())
         source = build_source(job.source, data.storage, urls)
-        identities = build_chain(job, source.fields).identities()
+        model_files = JobModelFiles(data.storage)
+        identities = build_chain(job, source.fields, model_files).identities()
         now = fingerprint(job, identities)
         if now != data.manifest.fingerprint:
             was = data.manifest.operators
@@ -298,7 +300,8 @@ def _check_golden(data: DataSet) -> Iterator[Finding]:
             yield Finding(check, f"the operators here are not those that wrote it: {names} differ")
             return
         with tempfile.TemporaryDirectory() as folder:
-            worker = Worker(WorkerTask(job, now, folder, "verify", data.storage, urls))
+            known = model_files.known()
+            worker = Worker(WorkerTask(job, now, folder, "verify", data.storage, urls, known))
             try:
                 partitions = {p.index: p for p in read_plan(data.storage, data.uri)}
                 for golden in data.manifest.golden:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Resources, smallest_uint
 from operators.columns import check_column
 from operators.errors import ContractError, SetupError
+from operators.extras import import_extra
 from operators.image_tokenizers.nn.flextok_arch import (
     DECODER_MODULES,
     FlexTokArch,
@@ -23,7 +24,7 @@ from operators.image_tokenizers.nn.flextok_arch import (
     published_arch,
 )
 from operators.image_tokenizers.quantize.fsq import FSQ
-from operators.weights import Checkpoint, import_extra
+from operators.weights import Checkpoint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,8 +60,9 @@ class FlexTokConfig(OperatorConfig):
     weights: Annotated[
         str | RandomWeights,
         Field(
-            description="Hub id (EPFL-VILAB/flextok_d18_d28_in1k), or a folder with config.json "
-            "and model.safetensors, or {random_seed, size} for a run without a checkpoint."
+            description="Hub id (EPFL-VILAB/flextok_d18_d28_in1k), or a folder or URL with "
+            "config.json and model.safetensors, or {random_seed, size} for a run without a "
+            "checkpoint."
         ),
     ]
     revision: Annotated[
@@ -348,7 +350,13 @@ class FlexTok(Operator[FlexTokConfig]):
     def _checkpoint(self) -> Checkpoint:
         weights = self.config.weights
         assert isinstance(weights, str)
-        return Checkpoint(weights, revision=self.config.revision, where="flextok", extra="flextok")
+        return Checkpoint(
+            weights,
+            revision=self.config.revision,
+            files=self.model_files,
+            where="flextok",
+            extra="flextok",
+        )
 
     @cached_property
     def _fsq(self) -> FSQ:

@@ -31,7 +31,10 @@ class HFTextConfig(OperatorConfig):
 
     name: Literal["hf_text"] = "hf_text"
     tokenizer: Annotated[
-        str, Field(description="Path of a tokenizer.json (ends in .json), or a hub id owner/name.")
+        str,
+        Field(
+            description="Path or URL of a tokenizer.json (ends in .json), or a hub id owner/name."
+        ),
     ]
     revision: Annotated[
         str | None,
@@ -179,7 +182,7 @@ class HFText(Operator[HFTextConfig]):
 
     @cached_property
     def _file(self) -> TokenizerFile:
-        return read_tokenizer_file(self.config.tokenizer, self._revision)
+        return read_tokenizer_file(self.config.tokenizer, self._revision, self.model_files)
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer":

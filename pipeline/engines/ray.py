@@ -12,16 +12,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from operators.base import Resources
 from pipeline.engines.schedule import AHEAD, Schedule, Work
 from pipeline.errors import SetupError, TransientError
+from pipeline.model_cache import CHUNK_BYTES, KnownFiles
 from pipeline.protocols import (
     AttemptCounts,
     Partition,
@@ -72,6 +77,7 @@ class RayEngine:
         self._run = task.job.run
         self._connected = False
         self._workers: dict[str, _RemoteWorker] = {}
+        self._shelf: Any = None
         self._schedule = Schedule([], 1)
         self._progress: dict[str, StageCounts] = {}
         self._num_started = 0
@@ -89,6 +95,7 @@ class RayEngine:
     def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
         """Process partitions; see ``Engine.run``."""
         self._connect()
+        self._shelf = _shelf_of(self._task.model_files)
         deadline_s = self._run.deadline_s
         self._schedule = schedule = Schedule(
             partitions, self._run.max_attempts, None if deadline_s == "auto" else deadline_s
@@ -121,6 +128,9 @@ class RayEngine:
         for worker in self._workers.values():
             ray.kill(worker.actor)
         self._workers = {}
+        if self._shelf is not None:
+            ray.kill(self._shelf)
+            self._shelf = None
         if self._connected:
             ray.shutdown()
             self._connected = False
@@ -243,7 +253,7 @@ class RayEngine:
         worker = _RemoteWorker(name, actor)
         # Two calls: the first answers as soon as the process runs, wherever it was placed.
         worker.node_ref = actor.node.remote()
-        worker.running[actor.set_up.remote(replace(self._task, worker=name))] = None
+        worker.running[actor.set_up.remote(replace(self._task, worker=name), self._shelf)] = None
         self._workers[name] = worker
 
     def _answers(self) -> list[tuple["_RemoteWorker", Any]]:
@@ -429,9 +439,9 @@ class _WorkerActor:
         found: str = ray.get_runtime_context().get_node_id()
         return found
 
-    def set_up(self, task: WorkerTask) -> None:
+    def set_up(self, task: WorkerTask, shelf: Any) -> None:
         limit_memory(task.job.run.worker_memory_bytes)
-        self._worker = Worker(task)
+        self._worker = Worker(task, None if shelf is None else partial(_pull, shelf))
 
     def process(self, partition: Partition) -> PartitionResult:
         assert self._worker is not None
@@ -448,3 +458,54 @@ class _WorkerActor:
 
     def progress(self) -> PartitionCounts:
         return self._worker.progress() if self._worker is not None else {}
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class _Shelf:
+    """The model files of the driver's node, for nodes that lack them.
+
+    A piece of a file goes to the object store when it is first asked for, and stays there: nodes
+    that ask later may copy it from each other.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = paths
+        self._refs: dict[tuple[str, int], Any] = {}
+
+    def piece(self, sha256: str, index: int) -> list[Any]:
+        """Return the reference to a piece of a file, in a list; nothing past its end."""
+        if (sha256, index) not in self._refs:
+            with self._paths[sha256].open("rb") as file:
+                data = np.fromfile(file, np.uint8, CHUNK_BYTES, offset=index * CHUNK_BYTES)
+            if not len(data):
+                return []
+            self._refs[sha256, index] = ray.put(data)  # arrays are read where they lie
+        return [self._refs[sha256, index]]
+
+
+def _shelf_of(files: KnownFiles) -> Any:
+    """Start an actor on this node that hands out the model files, or None when there are none."""
+    paths = {known.sha256: known.path for known in files.values() if known and known.path}
+    if not paths:
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    on_this_node = NodeAffinitySchedulingStrategy(here, soft=False)
+    return _Shelf.options(scheduling_strategy=on_this_node).remote(paths)  # type: ignore[attr-defined]
+
+
+def _pull(shelf: Any, sha256: str) -> Iterator[memoryview]:
+    """Yield a file of the shelf, one piece being put while the last is written."""
+    try:
+        coming = shelf.piece.remote(sha256, 0)
+        for index in count(1):
+            found = ray.get(coming)
+            if not found:
+                return
+            coming = shelf.piece.remote(sha256, index)
+            yield ray.get(found[0]).data
+    except RayError as error:
+        raise TransientError(
+            f"model file {sha256[:12]} did not arrive from the driver's node "
+            f"({type(error).__name__})",
+            hint="run the same command again",
+        ) from error

@@ -15,6 +15,7 @@ from spdl.pipeline import PipelineBuilder, StageInfo
 from operators.columns import num_bytes, num_values
 from pipeline.errors import SetupError
 from pipeline.manifest import FORMAT_VERSION
+from pipeline.model_cache import JobModelFiles, KnownFiles, Pull
 from pipeline.plan import BoundStep, Chain, build_chain, fingerprint
 from pipeline.protocols import (
     Partition,
@@ -46,6 +47,7 @@ class WorkerTask:
         storage: How source and output are reached. Like ``urls`` it is what the driver made of
             the job: a worker may have another environment and another current directory.
         urls: The source's URLs, resolved.
+        model_files: The model files that the driver found.
     """
 
     job: JobSpec
@@ -54,6 +56,7 @@ class WorkerTask:
     worker: str
     storage: Storage
     urls: tuple[str, ...]
+    model_files: KnownFiles
 
 
 class Worker:
@@ -61,16 +64,21 @@ class Worker:
 
     Loads the operators when it is made. One caller submits.
 
+    Args:
+        task: What to do.
+        pull: How to get model files from the driver when this node does not have them.
+
     Raises:
         SetupError: an operator lacks what it needs.
     """
 
-    def __init__(self, task: WorkerTask) -> None:
+    def __init__(self, task: WorkerTask, pull: Pull | None = None) -> None:
         job = task.job
         self._task = task
         self._storage = task.storage
         self._source = build_source(job.source, task.storage, task.urls)
-        self._chain = build_chain(job, self._source.fields)
+        model_files = JobModelFiles(task.storage, task.model_files, pull)
+        self._chain = build_chain(job, self._source.fields, model_files)
         _check_identity(self._chain, task)
         _set_up(self._chain)
         asked = job.run.chunk_size

@@ -219,7 +219,7 @@ def test_unknown_end_token_names_those_there_are() -> None:
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     op = HFText(HFTextConfig(tokenizer=str(tmp_path / "none.json")))
-    with pytest.raises(SetupError, match=r"none\.json': No such file or directory"):
+    with pytest.raises(SetupError, match=r"none\.json': no such file, expected a tokenizer\.json"):
         op.setup("cpu")
 
 
@@ -321,7 +321,9 @@ def test_missing_package_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     op = HFText(HFTextConfig(tokenizer=tokenizer))
-    with pytest.raises(SetupError, match=rf"{package} is not installed; pip install"):
+    with pytest.raises(
+        SetupError, match=rf"{package} (is not installed|cannot be imported .*); pip"
+    ):
         op.setup("cpu")
 
 

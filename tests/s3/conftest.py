@@ -12,10 +12,15 @@ _buckets = (f"bucket-{i}" for i in count())
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+def s3_server() -> Iterator[S3Server]:
     server = S3Server()
-    yield server.endpoint
+    yield server
     server.close()
+
+
+@pytest.fixture
+def s3_endpoint(s3_server: S3Server) -> str:
+    return s3_server.endpoint
 
 
 @pytest.fixture

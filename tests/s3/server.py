@@ -18,11 +18,15 @@ class S3Server:
     moto looks whether an object is there and then writes it, in as many threads as there are
     requests: of several writers with ``If-None-Match`` two may win. S3 lets one win, so here
     requests that change something are answered one at a time.
+
+    Attributes:
+        reads: Of every GET the path, and the range of bytes that was asked for.
     """
 
     def __init__(self) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._one_writer = threading.Lock()
+        self.reads: list[tuple[str, str]] = []
         self._server = make_server("127.0.0.1", 0, self._answer, True, request_handler=_Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -38,6 +42,8 @@ class S3Server:
         self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] == "GET":
+            self.reads.append((environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         with self._one_writer:

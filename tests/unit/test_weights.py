@@ -14,13 +14,17 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from safetensors.torch import save_file
 
 from operators.errors import SetupError
-from operators.weights import Checkpoint, import_extra, sha256_of
+from operators.extras import import_extra
+from operators.model_files import DirectFiles, sha256_of
+from operators.weights import Checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def checkpoint(weights: str | Path, revision: str | None = None) -> Checkpoint:
-    return Checkpoint(str(weights), revision=revision, where="some_op", extra="flextok")
+    return Checkpoint(
+        str(weights), revision=revision, files=DirectFiles(), where="some_op", extra="flextok"
+    )
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path:
@@ -226,7 +230,10 @@ def test_hub_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     use(Hub(tmp_path, online=False), monkeypatch)
     for ask in (checkpoint("owner/name").config, checkpoint("owner/name").identity):
         with pytest.raises(
-            SetupError, match=r"of owner/name cannot be fetched .*download the folder elsewhere"
+            SetupError,
+            match=r"some_op: (config\.json|model\.safetensors) of owner/name: not in the local "
+            r"cache, and the hub cannot be reached \(LocalEntryNotFoundError: no connection.*"
+            r"hf download owner/name .* copy what it fetched and give its path",
         ):
             ask()
 
