@@ -173,12 +173,13 @@ def read_plan(storage: Storage, output: str) -> list[Partition]:
             )
         if count != len(lines):
             raise ValueError(f"{len(lines):,} partitions, its first line says {count:,}")
-        return [_partition(json.loads(line)) for line in lines]
+        partitions = [_partition(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{uri}: not a whole plan ({error})",
             hint="the file was cut or edited; start again with --fresh",
         ) from None
+    return partitions
 
 
 def plan_digest(partitions: Sequence[Partition]) -> str:

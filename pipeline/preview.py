@@ -116,7 +116,7 @@ def _inputs(
     """Return the inputs of step ``index`` for the samples of the given keys."""
     bound = chain.steps[index]
     source = build_source(job.source, data.storage, job.source_urls())
-    part = next(p for p in read_plan(data.storage, data.uri) if p.index == partition)
+    part = read_plan(data.storage, data.uri)[partition]
     wanted = set(bound.reads.values()) | {"key"}
     found: list[dict[str, Column]] = []
     missing = set(keys)

@@ -109,7 +109,7 @@ def test_gc_removes_what_no_commit_names(run: CommandLine) -> None:
         out / "shards/0000001-001.arrow",
         out / "shards/.0000000-000.arrow.x.tmp",
         out / "quarantine/0000000.jsonl",
-        out / "_ledger/.0000000.json.x.tmp",
+        out / "_ledger/.0000002.jsonl.x.tmp",
     ]
     before = {path: path.read_bytes() for path in files(out)}
     for path in left:

@@ -3,7 +3,6 @@
 All runs share one private cluster, started by ``tests/ray_runs.py`` in a process of its own.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 
 from operators import registry
 from tests.corpus import (
+    commit_records,
     data_files,
-    ledger_files,
     run_inline,
     text_job,
     write_texts,
@@ -89,9 +88,9 @@ def test_another_attempt_gives_the_same_bytes(
 
 def test_a_dead_workers_partition_goes_to_a_new_worker(outcomes: Outcomes, folder: Path) -> None:
     assert outcomes["dies_once"]["exit_code"] == 0
-    records = ledger_files(folder / "dies_once" / "out")
+    records = commit_records(folder / "dies_once" / "out")
     assert len(records) == 5
-    assert json.loads(records["0000001.json"][1])["worker"] == "worker-2"
+    assert records[1]["worker"] == "worker-2"
 
 
 def test_a_partition_that_always_kills_its_worker_ends_the_run(
@@ -103,7 +102,7 @@ def test_a_partition_that_always_kills_its_worker_ends_the_run(
     assert found["message"].startswith("partition 1 (1.jsonl): its worker died 3 times (Actor")
     assert "inline" in found["hint"]
     assert failures(folder, "always_dies") == 3
-    assert "0000001.json" not in ledger_files(folder / "always_dies" / "out")
+    assert 1 not in commit_records(folder / "always_dies" / "out")
 
 
 def test_what_a_workers_setup_lacks_arrives_as_it_was_said(
@@ -115,4 +114,4 @@ def test_what_a_workers_setup_lacks_arrives_as_it_was_said(
         "message": "misbehave: the weights are gone",
         "hint": "bring them back",
     }
-    assert ledger_files(folder / "no_weights" / "out") == {}
+    assert commit_records(folder / "no_weights" / "out") == {}
