@@ -131,7 +131,7 @@ class Ledger:
             self._storage.write(self._uri(number), self._segment([]))
         for number, data in self._read(present):
             wrong: list[IntegrityError] = []
-            items = self._parse(number, data, wrong.append)
+            items = list(self._parse(number, data, wrong.append))
             if wrong:
                 found += [error.message for error in wrong]
                 self._storage.write(self._uri(number), self._segment(map(_line, items)))
@@ -192,7 +192,7 @@ class Ledger:
         withdrawn: set[int] = set()
         # Backwards, so that a withdrawal is known before the records that it takes back.
         for number, data in self._read(present[::-1]):
-            for item in reversed(self._parse(number, data, on_damage)):
+            for item in self._parse(number, data, on_damage, backwards=True):
                 if isinstance(item, _Withdrawal):
                     withdrawn |= item.partitions
                 elif item.partition in withdrawn:
@@ -211,10 +211,24 @@ class Ledger:
         return zip(numbers, self._storage.read_many(map(self._uri, numbers)), strict=True)
 
     def _parse(
-        self, number: int, data: bytes, on_damage: OnDamage
-    ) -> list[PartitionResult | _Withdrawal]:
-        """Return what the lines of a segment say, in order."""
+        self, number: int, data: bytes, on_damage: OnDamage, *, backwards: bool = False
+    ) -> Iterator[PartitionResult | _Withdrawal]:
+        """Yield what the lines of a segment say."""
         uri = self._uri(number)
+        lines = self._lines(uri, data, on_damage)
+        places = range(len(lines))
+        for place in reversed(places) if backwards else places:
+            line = lines[place]
+            try:
+                if line.startswith(_WITHDRAWN):
+                    yield _Withdrawal(_WITHDRAWAL.validate_json(line, strict=True)["withdrawn"])
+                else:
+                    yield _RECORD.validate_json(line, strict=True, extra="forbid")
+            except ValidationError as error:
+                on_damage(self._damage(uri, place + 2, f"not a commit record ({_reason(error)})"))
+
+    def _lines(self, uri: str, data: bytes, on_damage: OnDamage) -> list[bytes]:
+        """Return the lines of a segment without its head."""
         head, _, body = data.partition(b"\n")
         try:
             about = json.loads(head)
@@ -235,22 +249,12 @@ class Ledger:
                 hint="the folder mixes two runs; start again with --fresh",
             )
         *lines, rest = body.split(b"\n")
-        items: list[PartitionResult | _Withdrawal] = []
-        for place, line in enumerate(lines, 2):
-            try:
-                if line.startswith(_WITHDRAWN):
-                    withdrawn = _WITHDRAWAL.validate_json(line, strict=True)
-                    items.append(_Withdrawal(withdrawn["withdrawn"]))
-                else:
-                    items.append(_RECORD.validate_json(line, strict=True, extra="forbid"))
-            except ValidationError as error:
-                on_damage(self._damage(uri, place, f"not a commit record ({_reason(error)})"))
         if rest:
             on_damage(self._damage(uri, len(lines) + 2, "the line is cut"))
         elif len(lines) != num_lines:
             what = f"{num_lines} lines should follow, there are {len(lines):,}"
             on_damage(self._damage(uri, 1, what))
-        return items
+        return lines
 
     def _damage(self, uri: str, line: int, what: str) -> IntegrityError:
         return IntegrityError(f"{uri}, line {line}: {what}", hint=self._hint())

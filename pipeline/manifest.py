@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -156,23 +156,25 @@ def data_set_folder(uri: str) -> str:
     return uri.rstrip("/").removesuffix("/" + MANIFEST)
 
 
-def index_bytes(results: Iterable[PartitionResult], token_fields: Sequence[str]) -> bytes:
+def index_bytes(results: Iterable[PartitionResult], token_fields: Sequence[str]) -> memoryview:
     """Return the bytes of ``index.arrow`` for commit records in any order."""
     rows = _IndexRows(token_fields)
-    chunks = []
+    parts: dict[str, list[pa.Array]] = {name: [column] for name, column in rows.columns().items()}
     for result in results:
         rows.add(result)
         if len(rows) >= INDEX_CHUNK_ROWS:
-            chunks.append(rows.to_table())
+            for name, column in rows.columns().items():
+                parts[name].append(column)
             rows = _IndexRows(token_fields)
-    table = pa.concat_tables([*chunks, rows.to_table()]).combine_chunks()
-    order = np.argsort(table["partition"].to_numpy(), kind="stable")
-    if (order[1:] < order[:-1]).any():
-        table = table.take(pa.array(order))
+    for name, column in rows.columns().items():
+        parts[name].append(column)
+    order = pa.array(np.argsort(pa.concat_arrays(parts["partition"]).to_numpy(), kind="stable"))
+    # One column after the other, so that the index is in memory once and not three times.
+    table = pa.table({name: pa.concat_arrays(parts.pop(name)).take(order) for name in list(parts)})
     file = pa.BufferOutputStream()
     with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    return cast(bytes, file.getvalue().to_pybytes())
+    return memoryview(file.getvalue()).cast("B")
 
 
 class GoldenSamples:
@@ -235,7 +237,7 @@ class _IndexRows:
             for name, counts in self._tokens.items():
                 counts.append(shard.tokens[name])
 
-    def to_table(self) -> pa.Table:
+    def columns(self) -> dict[str, pa.Array]:
         source = pa.struct([("name", pa.string()), ("first", pa.int64()), ("stop", pa.int64())])
         sources = pa.StructArray.from_arrays(
             [
@@ -257,7 +259,7 @@ class _IndexRows:
         }
         for name, counts in self._tokens.items():
             columns[f"tokens.{name}"] = pa.array(counts, pa.int64())
-        return pa.table(columns)
+        return columns
 
 
 def _field_spec(raw: Mapping[str, Any]) -> FieldSpec:

@@ -447,13 +447,14 @@ def _finish(state: RunState, records: Ledger, engine: str) -> RunSummary:
     was_whole = _holds(storage, join(prepared.output, MANIFEST), data)
     if was_whole and _holds(storage, join(prepared.output, INDEX), index):
         return summary  # finished before: leave the report of the run that did the work
-    storage.write(join(prepared.output, INDEX), index)
+    with storage.open_write(join(prepared.output, INDEX)) as file:
+        file.write(index)
     storage.write(join(prepared.output, REPORT), summary.to_json())
     storage.write(join(prepared.output, MANIFEST), data)
     return summary
 
 
-def _holds(storage: Storage, uri: str, data: bytes) -> bool:
+def _holds(storage: Storage, uri: str, data: bytes | memoryview) -> bool:
     return storage.stat(uri) is not None and storage.read(uri) == data
 
 
