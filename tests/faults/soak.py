@@ -253,6 +253,9 @@ class _Witness:
     def __init__(self) -> None:
         self.in_time = threading.Event()
 
+    def waiting(self, message: str) -> None:
+        raise AssertionError(message)
+
     def begin(self, partitions: object, done: object, engine: Engine) -> None:
         self.engine = engine
 
