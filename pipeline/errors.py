@@ -8,6 +8,7 @@ __all__ = [
     "ContractError",
     "FingerprintMismatchError",
     "IntegrityError",
+    "LeaseError",
     "PoisonPartitionError",
     "PoisonSampleError",
     "RowErrors",
@@ -59,7 +60,13 @@ class PoisonPartitionError(TokenmillError):
     exit_code = 7
 
 
+class LeaseError(TokenmillError):
+    """Another run is at work on the output folder, or took it over from this one."""
+
+    exit_code = 8
+
+
 class AlreadyCommittedError(TokenmillError):
-    """Another attempt committed this partition first; drop yours and go on."""
+    """There is an object of that name already; another writer was first."""
 
     exit_code = 5

@@ -118,7 +118,7 @@ def _inputs(
     """Return the inputs of step ``index`` for the samples of the given keys."""
     bound = chain.steps[index]
     source = build_source(job.source, data.storage, job.source_urls())
-    planned = next(p for p in read_plan(data.storage, data.uri) if p.index == partition)
+    planned = read_plan(data.storage, data.uri)[partition]
     part = mask_poison(data.storage, data.uri, planned)
     wanted = set(bound.reads.values()) | {"key"}
     found: list[dict[str, Column]] = []

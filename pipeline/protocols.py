@@ -58,12 +58,15 @@ class Partition:
         masked: Rows, by position in the partition's input, that end the process that works on
             them: they are quarantined as they are read, and keep their slots. Found by the
             engine, never planned.
+        only: The only rows to process, rising; None is all. The others are read past, and keep
+            their slots.
     """
 
     index: int
     ranges: tuple[SourceRange, ...]
     max_samples: int | None = None
     masked: tuple[int, ...] = ()
+    only: tuple[int, ...] | None = None
 
     @property
     def num_bytes(self) -> int:

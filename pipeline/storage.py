@@ -6,7 +6,9 @@ import os
 import posixpath
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +91,22 @@ class Storage:
                 return local.read_bytes()
             fs, path = self._resolve(uri)
             return cast(bytes, fs.cat_file(path))
+
+    def read_many(self, uris: Iterable[str], *, at_once: int = 16) -> Iterator[bytes]:
+        """Yield whole objects in the order of ``uris``. Errors as ``open_read``.
+
+        Args:
+            uris: The objects.
+            at_once: How many are read, or wait to be taken, at a time.
+        """
+        ahead: deque[Future[bytes]] = deque()
+        with ThreadPoolExecutor(at_once, "read") as pool:
+            for uri in uris:
+                ahead.append(pool.submit(self.read, uri))
+                if len(ahead) >= at_once:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     @contextmanager
     def open_write(self, uri: str) -> Iterator[BinaryIO]:

@@ -139,6 +139,9 @@ class RunMetrics:
         self._recent: deque[tuple[float, Mapping[str, StageCounts]]] = deque()
         self._shown: dict[tuple[str, ...], float] = {}
 
+    def waiting(self, message: str) -> None:
+        """Nothing is recorded before a run begins."""
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         """Start recording; ``done`` are partitions of earlier runs."""
         self._num_partitions, self._num_left = len(partitions), len(partitions) - len(done)

@@ -23,6 +23,7 @@ from pipeline.protocols import (
     PartitionResult,
     QuarantineFile,
     Rejected,
+    SampleBlock,
     Shard,
     Sink,
     StageCounts,
@@ -63,14 +64,14 @@ class Block:
     def mask(self) -> None:
         """Take out the rows that nothing may be done with; their slots stay.
 
-        These are the partition's ``masked`` rows, which go to the quarantine, and in a probe all
-        rows but those that are probed.
+        These are the partition's ``masked`` rows, which go to the quarantine, and silently all
+        rows but those that are asked for.
         """
-        partition, probed = self.state.partition, self.state.probed
-        if probed is not None:
-            outside = (self.rows < probed.start) | (self.rows >= probed.stop)
-            self.dead = np.concatenate([self.dead, self.rows[outside]])
-            self.select(np.flatnonzero(~outside))
+        partition = self.state.partition
+        wanted = self.state.are_wanted(self.rows)
+        if not wanted.all():
+            self.dead = np.concatenate([self.dead, self.rows[~wanted]])
+            self.select(np.flatnonzero(wanted))
         if partition.masked and self.num_rows:
             bad = np.flatnonzero(np.isin(self.rows, partition.masked))
             if len(bad):
@@ -141,8 +142,29 @@ class PartitionState:
                 self.fail(error)
         return None
 
-    def add_input(self, samples: int, rejected: Sequence[Rejected]) -> None:
-        """Count samples as read, some of them as unusable."""
+    def are_wanted(self, rows: np.ndarray) -> np.ndarray:
+        """Return bool [N]: which rows of the partition's input are asked for."""
+        wanted = np.ones(len(rows), bool)
+        if self.partition.only is not None:
+            wanted &= np.isin(rows, self.partition.only)
+        if self.probed is not None:
+            wanted &= (rows >= self.probed.start) & (rows < self.probed.stop)
+        return wanted
+
+    @property
+    def stop(self) -> int | None:
+        """One past the last row that is asked for; None is the end of the partition."""
+        if self.probed is not None:
+            return self.probed.stop
+        return None if self.partition.only is None else max(self.partition.only, default=-1) + 1
+
+    def add_input(self, block: SampleBlock) -> None:
+        """Count the samples of a block as read, some of them as unusable."""
+        first, stop = block.first_row, block.first_row + block.num_samples
+        samples = int(self.are_wanted(np.arange(first, stop)).sum())
+        found = np.array([item.row for item in block.rejected], np.int64)
+        wanted = self.are_wanted(found)
+        rejected = [item for item, is_in in zip(block.rejected, wanted, strict=True) if is_in]
         if not self._payload_fields:
             rejected = [replace(item, payload=None) for item in rejected]
         with self._lock:

@@ -181,8 +181,8 @@ class Worker:
         state.start()
         blocks = self._source.read(state.partition, self._chunk_size)
         shift = 0  # from a position in the partition to a row number in the file
-        end = state.probed.stop if state.probed is not None else None
-        while state.error is None and (end is None or state.num_input < end):
+        end, done = state.stop, 0
+        while state.error is None and (end is None or done < end):
             started = time.perf_counter()
             found: SampleBlock | None = state.guard(next, blocks, None)
             if found is None:
@@ -191,7 +191,8 @@ class Worker:
                 state.file_names.append(found.file_name)
                 named = (r for r in state.partition.ranges if r.file.name == found.file_name)
                 shift = next((r.first_row for r in named), 0) - found.first_row
-            state.add_input(found.num_samples, found.rejected)
+            state.add_input(found)
+            done += found.num_samples
             state.count("read", started, found.num_samples, found.num_bytes)
             block = Block(
                 state,

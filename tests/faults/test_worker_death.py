@@ -3,7 +3,6 @@
 All runs share one private cluster, started by ``tests/ray_runs.py`` in a process of its own.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from operators import registry
 from pipeline.storage import Storage
 from pipeline.verify import verify
 from tests.corpus import (
+    commit_records,
     data_files,
-    ledger_files,
     quarantined,
     run_inline,
     text_job,
@@ -104,9 +103,9 @@ def test_another_attempt_gives_the_same_bytes(
 
 def test_a_dead_workers_partition_goes_to_a_new_worker(outcomes: Outcomes, folder: Path) -> None:
     assert outcomes["dies_once"]["exit_code"] == 0
-    records = ledger_files(folder / "dies_once" / "out")
+    records = commit_records(folder / "dies_once" / "out")
     assert len(records) == 5
-    assert json.loads(records["0000001.json"][1])["worker"] == "worker-2"
+    assert records[1]["worker"] == "worker-2"
 
 
 def test_a_sample_that_always_kills_its_worker_is_quarantined_and_no_other_changes(
@@ -157,7 +156,7 @@ def test_a_partition_that_kills_its_worker_for_no_single_row_ends_the_run(
     assert (found["exit_code"], found["error"]) == (7, "PoisonPartitionError")
     assert found["message"].startswith("partition 1 (1.jsonl): 3 attempts failed, the last: it sur")
     assert "inline" in found["hint"]
-    assert "0000001.json" not in ledger_files(folder / "always_dies" / "out")
+    assert 1 not in commit_records(folder / "always_dies" / "out")
 
 
 def test_what_a_workers_setup_lacks_arrives_as_it_was_said(
@@ -169,4 +168,4 @@ def test_what_a_workers_setup_lacks_arrives_as_it_was_said(
         "message": "misbehave: the weights are gone",
         "hint": "bring them back",
     }
-    assert ledger_files(folder / "no_weights" / "out") == {}
+    assert commit_records(folder / "no_weights" / "out") == {}

@@ -22,6 +22,9 @@ class _UntilAllAreReady:
     def __init__(self, caches: list[Path]) -> None:
         self._caches = caches
 
+    def waiting(self, message: str) -> None:
+        pass
+
     def begin(self, partitions: object, done: object, engine: object) -> None:
         pass
 
