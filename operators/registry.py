@@ -19,7 +19,9 @@ from operators.base import Filter, Operator, OperatorConfig, Step
 from operators.errors import ContractError
 from operators.model_files import ModelFiles
 
-_NOT_OPERATORS = {"base", "columns", "errors", "extras", "model_files", "registry", "testing"}
+_NOT_OPERATORS = {
+    *("base", "columns", "errors", "extras", "model_files", "registry", "tensor_files", "testing")
+}
 
 
 def names() -> list[str]:

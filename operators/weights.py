@@ -4,13 +4,14 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from operators.errors import SetupError
-from operators.extras import import_extra
-from operators.model_files import FileIdentity, ModelFile, ModelFiles
+from operators.model_files import FileIdentity, ModelFile, ModelFiles, file_at
+from operators.tensor_files import SUFFIXES, TensorFile, open_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
@@ -21,37 +22,55 @@ _CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
 
 class Checkpoint:
-    """A model's ``config.json`` and ``model.safetensors``.
+    """A model's weights and, for most, its ``config.json``.
 
     Nothing is read or fetched before it is asked for.
 
     Args:
         weights: A folder, the URL of one, or ``owner/name`` on the hub. A folder of that name wins.
+            Or the path or URL of the weight file itself, by its suffix (``SUFFIXES``).
         revision: Commit, tag or branch on the hub; None is its default branch.
         files: How files are found: the operator's ``model_files``.
         where: Who asks, for error messages.
         extra: The extra of this project that installs what is needed.
+        weight_file: Path of the weights in the folder or repository.
+        config_file: The configuration beside the weights; None when the model has none.
+        under: Where a pickle may hold the tensors, see ``open_tensors``.
 
     Raises:
-        SetupError: ``weights`` is none of these, or a revision was given with a folder or URL.
+        SetupError: ``weights`` is none of these, or a revision was given without a hub id.
     """
 
     def __init__(
-        self, weights: str, *, revision: str | None, files: ModelFiles, where: str, extra: str
+        self,
+        weights: str,
+        *,
+        revision: str | None,
+        files: ModelFiles,
+        where: str,
+        extra: str,
+        weight_file: str = WEIGHT_FILE,
+        config_file: str | None = CONFIG_FILE,
+        under: Sequence[str] = (),
     ) -> None:
         self.weights = weights
         self.revision = revision
         self._files = files
         self._where, self._extra = where, extra
-        self._kind = files.kind_of(weights)
-        if self._kind == "hub" and not _HUB_ID.fullmatch(weights):
+        self._config_file, self._under = config_file, under
+        self._weight_file = weight_file
+        self._file = ModelFile(files.kind_of(weights), weights, weight_file, revision)
+        self._is_file = self._file.kind != "disk" and weights.endswith(SUFFIXES)
+        if self._is_file:
+            self._file = replace(file_at(weights, files), revision=revision)
+        elif self._file.kind == "hub" and not _HUB_ID.fullmatch(weights):
             raise SetupError(
                 f"{where}: weights={weights!r} is neither a folder nor a hub id",
-                hint=f"give owner/name, or a folder (or its URL) with {CONFIG_FILE} and "
-                f"{WEIGHT_FILE}",
+                hint=f"give owner/name, or a folder (or its URL) with {self._all_files}",
             )
-        if self._kind != "hub" and revision is not None:
-            what = "a folder" if self._kind == "disk" else "a URL"
+        if self._file.kind != "hub" and revision is not None:
+            on_disk = "a file" if self._is_file else "a folder"
+            what = "a URL" if self._file.kind == "url" else on_disk
             raise SetupError(
                 f"{where}: weights={weights!r} is {what}, but revision={revision!r} is given",
                 hint=f"remove the revision: {what} is identified by the digests of its files",
@@ -60,7 +79,7 @@ class Checkpoint:
     @property
     def is_pinned(self) -> bool:
         """True when other bytes are refused: a folder, a URL, or a full commit on the hub."""
-        return self._kind != "hub" or bool(self.revision and _COMMIT.fullmatch(self.revision))
+        return self._file.kind != "hub" or bool(self.revision and _COMMIT.fullmatch(self.revision))
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration.
@@ -71,7 +90,7 @@ class Checkpoint:
         Raises:
             SetupError: neither is there, or its place cannot be reached.
         """
-        path = self._fetch(CONFIG_FILE)
+        path = self._fetch(self._beside(self._config_file)) if self._config_file else None
         if path is None:
             return self._config_of_metadata()
         try:
@@ -88,7 +107,7 @@ class Checkpoint:
         Raises:
             SetupError: there is none, or its place cannot be reached.
         """
-        path = self._fetch(WEIGHT_FILE)
+        path = self._fetch(self._file)
         if path is None:
             raise self._missing()
         return path
@@ -96,19 +115,22 @@ class Checkpoint:
     def identity(self) -> dict[str, object]:
         """Return what pins the weights: file digests, and the commit for the hub.
 
-        With a network the hub says both and nothing is fetched.
+        With a network the hub says both and nothing is fetched. A file has one name here, whatever
+        it is called where it lies.
 
         Raises:
             SetupError: a file is missing, or its place cannot be reached.
         """
-        weights = self._identify(WEIGHT_FILE)
+        weights = self._identify(self._file)
         if weights is None:
             raise self._missing()
-        digests = {WEIGHT_FILE: weights.sha256}
-        if self._kind == "hub":
+        digests = {self._weight_file: weights.sha256}
+        if self._file.kind == "hub":
             return {"checkpoint": self.weights, "revision": weights.commit, "sha256": digests}
-        config = self._identify(CONFIG_FILE)
-        return {"sha256": digests if config is None else {**digests, CONFIG_FILE: config.sha256}}
+        config = self._identify(self._beside(self._config_file)) if self._config_file else None
+        if self._config_file and config is not None:
+            digests[self._config_file] = config.sha256
+        return {"sha256": digests}
 
     def load_into(
         self, module: Any, *, other_parts: Sequence[str] = (), training_only: Sequence[str] = ()
@@ -127,39 +149,34 @@ class Checkpoint:
             Names of the ``training_only`` tensors that are there, sorted.
 
         Raises:
-            SetupError: tensors are missing, left over, or of another shape; or the file is not a
-                whole safetensors file.
+            SetupError: tensors are missing, left over, or of another shape; or the file is not
+                whole, or a pickle that holds more than data.
         """
-        safetensors = import_extra("safetensors", extra=self._extra, where=self._where)
         path = self.weight_path()
         wanted = module.state_dict()
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                stored = {name.replace(_CHECKPOINT_WRAPPER, ""): name for name in file.keys()}  # noqa: SIM118 - not a mapping
-                extra = sorted(set(stored) - set(wanted))
-                unknown = [name for name in extra if not name.startswith(tuple(other_parts))]
-                unused = [name for name in unknown if name.startswith(tuple(training_only))]
-                shapes = {
-                    name: (tuple(file.get_slice(stored[name]).get_shape()), tuple(value.shape))
-                    for name, value in wanted.items()
-                    if name in stored
-                }
-                self._check(
-                    path,
-                    missing=sorted(set(wanted) - set(stored)),
-                    unexpected=[name for name in unknown if name not in set(unused)],
-                    misshapen=[
-                        f"{name} {list(found)} (expected {list(expected)})"
-                        for name, (found, expected) in sorted(shapes.items())
-                        if found != expected
-                    ],
-                )
-                tensors = {
-                    name: file.get_tensor(stored[name]).to(value.dtype)
-                    for name, value in wanted.items()
-                }
-        except safetensors.SafetensorError as error:
-            raise self._broken(path, error) from None
+        with self._open(path) as file:
+            stored = {name.replace(_CHECKPOINT_WRAPPER, ""): name for name in file.names()}
+            extra = sorted(set(stored) - set(wanted))
+            unknown = [name for name in extra if not name.startswith(tuple(other_parts))]
+            unused = [name for name in unknown if name.startswith(tuple(training_only))]
+            shapes = {
+                name: (file.shape(stored[name]), tuple(value.shape))
+                for name, value in wanted.items()
+                if name in stored
+            }
+            self._check(
+                path,
+                missing=sorted(set(wanted) - set(stored)),
+                unexpected=[name for name in unknown if name not in set(unused)],
+                misshapen=[
+                    f"{name} {list(found)} (expected {list(expected)})"
+                    for name, (found, expected) in sorted(shapes.items())
+                    if found != expected
+                ],
+            )
+            tensors = {
+                name: file.tensor(stored[name]).to(value.dtype) for name, value in wanted.items()
+            }
         module.load_state_dict(tensors, assign=True)
         return tuple(unused)
 
@@ -171,17 +188,12 @@ class Checkpoint:
         if parts:
             raise SetupError(
                 f"{self._where}: {path}: tensors {'; '.join(parts)}",
-                hint=f"{CONFIG_FILE} and {WEIGHT_FILE} must be of one model of this family",
+                hint=f"{self._all_files} must be of one model of this family",
             )
 
     def _config_of_metadata(self) -> dict[str, Any]:
-        safetensors = import_extra("safetensors", extra=self._extra, where=self._where)
-        path = self.weight_path()
-        try:
-            with safetensors.safe_open(path, framework="np") as file:
-                metadata: dict[str, str] = file.metadata() or {}
-        except safetensors.SafetensorError as error:
-            raise self._broken(path, error) from None
+        with self._open(self.weight_path()) as file:
+            metadata = file.metadata()
         found = {}
         for name, text in metadata.items():
             try:
@@ -189,45 +201,52 @@ class Checkpoint:
             except (ValueError, SyntaxError):
                 continue  # plain text, such as {"format": "pt"}
         if not found:
+            name = self._config_file or CONFIG_FILE
             raise SetupError(
-                f"{self._where}: {self.weights} has no {CONFIG_FILE}, and {WEIGHT_FILE} has no "
+                f"{self._where}: {self.weights} has no {name}, and {self._file.name} has no "
                 "configuration in its metadata",
-                hint=f"put the model's {CONFIG_FILE} beside {WEIGHT_FILE}",
+                hint=f"put the model's {name} beside {self._file.name}",
             )
         return found
 
-    def _broken(self, path: Path, error: Exception) -> SetupError:
-        return SetupError(
-            f"{self._where}: {path}: not a whole safetensors file ({error})",
-            hint="fetch the file again",
-        )
+    @property
+    def _all_files(self) -> str:
+        return " and ".join(filter(None, (self._config_file, self._weight_file)))
+
+    def _open(self, path: Path) -> AbstractContextManager[TensorFile]:
+        return open_tensors(path, under=self._under, where=self._where, extra=self._extra)
 
     def _missing(self) -> SetupError:
+        if self._is_file:
+            return SetupError(
+                f"{self._where}: weights={self.weights!r}: no such file",
+                hint="give the path or URL of the weight file, or a hub id",
+            )
         return SetupError(
-            f"{self._where}: {self.weights} has no {WEIGHT_FILE}",
-            hint=f"give a folder, URL or hub id that holds {WEIGHT_FILE}",
+            f"{self._where}: {self.weights} has no {self._weight_file}",
+            hint=f"give a folder, URL or hub id that holds {self._weight_file}",
         )
 
-    def _fetch(self, name: str) -> Path | None:
-        with self._named(name):
-            found = self._files.fetch(self._file(name))
+    def _beside(self, name: str) -> ModelFile:
+        return replace(self._file, name=name)
+
+    def _fetch(self, file: ModelFile) -> Path | None:
+        with self._named(file):
+            found = self._files.fetch(file)
         return None if found is None else found.path
 
-    def _identify(self, name: str) -> FileIdentity | None:
-        with self._named(name):
-            return self._files.identify(self._file(name))
-
-    def _file(self, name: str) -> ModelFile:
-        return ModelFile(self._kind, self.weights, name, self.revision)
+    def _identify(self, file: ModelFile) -> FileIdentity | None:
+        with self._named(file):
+            return self._files.identify(file)
 
     @contextmanager
-    def _named(self, name: str) -> Iterator[None]:
+    def _named(self, file: ModelFile) -> Iterator[None]:
         """Say in errors who asks, and for what."""
         try:
             yield
         except SetupError as error:
             at = f" at revision {self.revision}" if self.revision else ""
-            what = "" if self._kind == "url" else f"{name} of {self.weights}{at}: "
+            what = "" if file.kind == "url" else f"{file.name} of {self.weights}{at}: "
             raise SetupError(f"{self._where}: {what}{error.message}", hint=error.hint) from error
 
 

@@ -164,12 +164,12 @@ def test_a_checkpoint_has_one_identity_in_a_folder_and_at_a_url(tmp_path: Path) 
     store.objects[f"{URL}/config.json"] = b'{"dim": 3}'
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes(store.objects[f"{URL}/{name}"])
-    at_url, in_folder = (
+    at_url, in_folder, by_file = (
         Checkpoint(place, revision=None, files=JobModelFiles(store), where="op", extra="x")
-        for place in (URL, str(tmp_path))
+        for place in (URL, str(tmp_path), f"{URL}/model.safetensors")
     )
-    assert at_url.identity() == in_folder.identity()
-    assert at_url.config() == in_folder.config() == {"dim": 3}
+    assert at_url.identity() == in_folder.identity() == by_file.identity()
+    assert at_url.config() == in_folder.config() == by_file.config() == {"dim": 3}
     assert at_url.is_pinned
     with pytest.raises(SetupError, match="is a URL, but revision='v1' is given"):
         Checkpoint(URL, revision="v1", files=JobModelFiles(store), where="op", extra="x")

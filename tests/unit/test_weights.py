@@ -149,6 +149,114 @@ def test_missing_module_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
         import_extra("safetensors", extra="x", where="some_op")
 
 
+# --- other formats, and files by their own names -------------------------------------------------
+
+
+def in_file(path: str | Path, **options: Any) -> Checkpoint:
+    given = {"revision": None, "weight_file": "published.pt", "config_file": None, **options}
+    return Checkpoint(str(path), files=DirectFiles(), where="some_op", extra="flextok", **given)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.pt", "a.pth", "a.ckpt"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: tensors,
+        lambda tensors: {"epoch": 3, "state_dict": tensors, "optimizer": {"x": torch.ones(9)}},
+        lambda tensors: {"model": {"weight": torch.zeros(9)}, "ema": tensors},
+    ],
+    ids=["flat", "state_dict", "ema"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_a_pickle(tmp_path: Path, name: str, wrap: Any, zipped: bool) -> None:
+    torch.save(wrap(GOOD), tmp_path / name, _use_new_zipfile_serialization=zipped)
+    module = linear()
+    checkpoint = in_file(tmp_path / name, under=["ema", "model", "state_dict"])
+    assert checkpoint.load_into(module) == ()
+    assert torch.equal(module.weight, GOOD["weight"])
+    assert torch.equal(module.bias, GOOD["bias"])
+
+
+def test_the_weights_of_a_folder_may_have_another_name(tmp_path: Path) -> None:
+    torch.save(GOOD, tmp_path / "published.pt")
+    for weights in (tmp_path, tmp_path / "published.pt"):
+        module = linear()
+        in_file(weights).load_into(module)
+        assert torch.equal(module.bias, GOOD["bias"])
+    with pytest.raises(SetupError, match=r"has no other\.pt; give a folder, URL or hub id"):
+        in_file(tmp_path, weight_file="other.pt").identity()
+
+
+def test_what_a_file_is_called_is_not_in_its_identity(tmp_path: Path) -> None:
+    torch.save(GOOD, tmp_path / "published.pt")
+    (tmp_path / "mine.pt").write_bytes((tmp_path / "published.pt").read_bytes())
+    (tmp_path / "config.json").write_text("{}")  # of something else: this model has none
+    identity = {"sha256": {"published.pt": sha256_of(tmp_path / "mine.pt")}}
+    for weights in (tmp_path, tmp_path / "published.pt", tmp_path / "mine.pt"):
+        assert in_file(weights).identity() == identity
+
+
+def test_a_configuration_lies_beside_the_file(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    (tmp_path / "config.json").write_text('{"dim": 2}')
+    by_file, by_folder = checkpoint(tmp_path / "model.safetensors"), checkpoint(tmp_path)
+    assert by_file.config() == {"dim": 2}
+    assert by_file.identity() == by_folder.identity()
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"some_op: weights='.*/none\.pt': no such file"):
+        in_file(tmp_path / "none.pt").identity()
+    with pytest.raises(SetupError, match="is a file, but revision='v1' is given"):
+        in_file(tmp_path / "none.pt", revision="v1")
+
+
+class Trap:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    content = {"state_dict": GOOD, "hyper_parameters": Trap(tmp_path / "sprung")}
+    torch.save(content, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        SetupError, match=r"a\.ckpt: holds \S+, expected tensors .* save its tensors alone"
+    ):
+        in_file(tmp_path / "a.ckpt", under=["state_dict"]).load_into(linear())
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kept", [0, 1, 100, -40])
+def test_truncated_pickle(tmp_path: Path, zipped: bool, kept: int) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(GOOD, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(SetupError, match=r"a\.pt: not a whole torch file .*; fetch the file again"):
+        in_file(path).load_into(linear())
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"epoch": 3, "loss": 0.5}, "a dict of epoch, loss"),
+        ({"ema": {}, "model": GOOD}, "a dict of ema, model"),
+        ([1, 2], "list"),
+        ({}, "dict"),
+    ],
+)
+def test_pickle_without_tensors(tmp_path: Path, content: object, what: str) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(SetupError, match=f"{what}, expected tensors under ema, or at the top"):
+        in_file(tmp_path / "a.pt", under=["ema"]).load_into(linear())
+
+
 # --- the hub, without a network ------------------------------------------------------------------
 
 
