@@ -334,7 +334,7 @@ def gc(
     ] = False,
     job: StorageOf = None,
 ) -> None:
-    """Remove what killed attempts left behind: files that no commit names."""
+    """Remove what killed attempts left behind: files that no commit names, half uploads."""
     from pipeline import maintenance
     from pipeline.report.tables import size
 
@@ -344,6 +344,8 @@ def gc(
         if not dry_run:
             storage.remove(entry.uri)
         count, freed = count + 1, freed + entry.num_bytes
+    for uri in storage.drop_uploads(output, dry_run=dry_run):
+        out.print(f"{'would give' if dry_run else 'gave'} up the upload of {uri}", soft_wrap=True)
     out.print(f"{count:,} files, {size(freed)}{' would be freed' if dry_run else ' freed'}")
 
 

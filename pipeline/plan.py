@@ -6,9 +6,11 @@ as ``_plan.jsonl``, so that a resume never plans again.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from braceexpand import braceexpand
 
 from operators import registry
 from operators.base import FieldSpec, Operator, Resources, Step
@@ -16,7 +18,7 @@ from pipeline.errors import ContractError, IntegrityError, SpecError
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.protocols import Partition, Source, SourceFile, SourceRange
 from pipeline.spec import JobSpec
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, join, shown
 
 PLAN = "_plan.jsonl"
 
@@ -148,15 +150,24 @@ def list_partitions(job: JobSpec, source: Source) -> list[Partition]:
 
 
 def write_plan(storage: Storage, output: str, partitions: Sequence[Partition]) -> str:
-    """Write the plan down and return its digest."""
-    lines = [json.dumps(asdict(partition), ensure_ascii=False) for partition in partitions]
+    """Write the plan down and return its digest. Passwords and signatures of URLs are left out."""
+    lines = [
+        json.dumps(asdict(_with_uris(partition, _public)), ensure_ascii=False)
+        for partition in partitions
+    ]
     head = json.dumps({"version": FORMAT_VERSION, "partitions": len(lines)})
     storage.write(join(output, PLAN), ("\n".join([head, *lines]) + "\n").encode())
     return plan_digest(partitions)
 
 
-def read_plan(storage: Storage, output: str) -> list[Partition]:
+def read_plan(storage: Storage, output: str, urls: Sequence[str] = ()) -> list[Partition]:
     """Return the partitions that ``write_plan`` wrote.
+
+    Args:
+        storage: How to reach it.
+        output: The output folder's URI.
+        urls: The source's URLs, which have what was left out of them; without them the plan can
+            be looked at, and followed when nothing was left out.
 
     Raises:
         IntegrityError: the file is not whole, or of another version.
@@ -173,12 +184,14 @@ def read_plan(storage: Storage, output: str) -> list[Partition]:
             )
         if count != len(lines):
             raise ValueError(f"{len(lines):,} partitions, its first line says {count:,}")
-        return [_partition(json.loads(line)) for line in lines]
+        partitions = [_partition(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{uri}: not a whole plan ({error})",
             hint="the file was cut or edited; start again with --fresh",
         ) from None
+    private = _Private(urls)
+    return [_with_uris(partition, private) for partition in partitions] if private else partitions
 
 
 def plan_digest(partitions: Sequence[Partition]) -> str:
@@ -237,6 +250,46 @@ def _itemsize(spec: FieldSpec) -> int:
     import numpy as np
 
     return np.dtype(spec.dtype).itemsize
+
+
+def _with_uris(partition: Partition, change: Callable[[str], str]) -> Partition:
+    uris = [change(item.file.uri) for item in partition.ranges]
+    if uris == [item.file.uri for item in partition.ranges]:
+        return partition
+    ranges = tuple(
+        replace(item, file=replace(item.file, uri=uri))
+        for item, uri in zip(partition.ranges, uris, strict=True)
+    )
+    return replace(partition, ranges=ranges)
+
+
+def _public(uri: str) -> str:
+    return shown(uri) if uri.startswith(_HTTP) else uri
+
+
+class _Private:
+    """Gives a URL back the user, password and query that ``_public`` took from it."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._whole: dict[str, str] = {}
+        self._hosts: dict[str, str] = {}
+        for url in urls:
+            if _public(url) == url:
+                continue
+            urls_of_it = braceexpand(url) if "{" in url else [url]
+            self._whole |= {_public(each): each for each in urls_of_it}
+            host = "/".join(url.split("/", 3)[:3])
+            self._hosts[shown(host)] = host
+
+    def __bool__(self) -> bool:
+        return bool(self._whole)
+
+    def __call__(self, uri: str) -> str:
+        host = "/".join(uri.split("/", 3)[:3])
+        return self._whole.get(uri) or self._hosts.get(host, host) + uri[len(host) :]
+
+
+_HTTP = ("http://", "https://")
 
 
 def _partition(raw: Mapping[str, Any]) -> Partition:

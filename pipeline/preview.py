@@ -115,8 +115,9 @@ def _inputs(
 ) -> Batch:
     """Return the inputs of step ``index`` for the samples of the given keys."""
     bound = chain.steps[index]
-    source = build_source(job.source, data.storage, job.source_urls())
-    part = next(p for p in read_plan(data.storage, data.uri) if p.index == partition)
+    urls = job.source_urls()
+    source = build_source(job.source, data.storage, urls)
+    part = next(p for p in read_plan(data.storage, data.uri, urls) if p.index == partition)
     wanted = set(bound.reads.values()) | {"key"}
     found: list[dict[str, Column]] = []
     missing = set(keys)

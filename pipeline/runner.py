@@ -247,7 +247,7 @@ def _begin(prepared: Prepared) -> list[Partition]:
             f"{output} belongs to another recipe:\n" + "\n".join(f"  {d}" for d in differences),
             hint="take the change back, choose another --output, or start again with --fresh",
         )
-    partitions = read_plan(storage, output)
+    partitions = read_plan(storage, output, prepared.urls)
     if plan_digest(partitions) != plan_sha256:
         raise IntegrityError(
             f"{join(output, PLAN)}: not the plan that the run began with",
@@ -259,6 +259,7 @@ def _begin(prepared: Prepared) -> list[Partition]:
 def _write_down(prepared: Prepared) -> list[Partition]:
     job, storage, output = prepared.job, prepared.storage, prepared.output
     partitions = list_partitions(job, prepared.source)
+    storage.check_exclusive(join(output, JOB))  # commits depend on it
     digest = write_plan(storage, output, partitions)
     content = {
         "fingerprint": prepared.fingerprint,

@@ -316,6 +316,27 @@ def test_the_plan_comes_back_as_it_went_in(tmp_path: Path) -> None:
     assert plan_digest(plan) == digest
 
 
+@pytest.mark.parametrize(
+    ("url", "uri", "written"),
+    [
+        ("https://me:pass@h:1/{0..2}.tar", "https://me:pass@h:1/1.tar", "https://***@h:1/1.tar"),
+        ("https://me:pass@h/*.tar", "https://me:pass@h/x/y.tar", "https://***@h/x/y.tar"),
+        ("https://h/1.tar?sig=pass&x=1", "https://h/1.tar?sig=pass&x=1", "https://h/1.tar"),
+        ("https://h/{0..2}.tar", "https://h/1.tar", "https://h/1.tar"),
+        ("s3://b/*", "s3://b/what?.tar", "s3://b/what?.tar"),
+    ],
+)
+def test_a_plan_holds_no_password_and_gets_it_back(
+    url: str, uri: str, written: str, tmp_path: Path
+) -> None:
+    plan = [partition(0, "other.tar", uri="https://other/1.tar"), partition(1, uri=uri)]
+    write_plan(Storage(), str(tmp_path), plan)
+    assert b"pass" not in (tmp_path / "_plan.jsonl").read_bytes()
+    without = read_plan(Storage(), str(tmp_path))
+    assert [part.ranges[0].file.uri for part in without] == ["https://other/1.tar", written]
+    assert read_plan(Storage(), str(tmp_path), ["https://other/{0..2}.tar", url]) == plan
+
+
 def test_an_empty_plan_comes_back(tmp_path: Path) -> None:
     write_plan(Storage(), str(tmp_path), [])
     assert read_plan(Storage(), str(tmp_path)) == []
