@@ -5,14 +5,12 @@ import io
 import os
 import posixpath
 import random
-import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import has_magic
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
@@ -20,15 +18,12 @@ from uuid import uuid4
 
 import fsspec
 from fsspec.core import split_protocol
-from fsspec.utils import glob_translate
 
-from pipeline.errors import (
-    AlreadyCommittedError,
-    IntegrityError,
-    SetupError,
-    TokenmillError,
-    TransientError,
-)
+from pipeline.errors import AlreadyCommittedError, SetupError, TokenmillError, TransientError
+from pipeline.globs import glob
+from pipeline.store_errors import NotFoundError, answer, hide, secrets_in, shown, translate
+
+__all__ = ["Entry", "NotFoundError", "Storage", "join", "shown"]
 
 ResultT = TypeVar("ResultT")
 
@@ -53,10 +48,6 @@ WAITS_S = (0.5, 2.0, 8.0)
 
 GIVE_UP_S = 60.0
 """A request is not made anew after this time: the engine tries the partition again, later."""
-
-
-class NotFoundError(IntegrityError):
-    """An object that should exist does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +78,7 @@ class Storage:
 
     def __init__(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._options = {name: dict(value) for name, value in (options or {}).items()}
+        self._secrets = tuple(dict.fromkeys(secrets_in(self._options)))
 
     def open_read(self, uri: str, *, read_ahead: bool = True) -> BinaryIO:
         """Open an object for reading; the file seeks.
@@ -181,7 +173,7 @@ class Storage:
             try:
                 fs.pipe_file(path, data, mode="create", **marked)
             except Exception as error:
-                exists = isinstance(error, FileExistsError) or _answer(error)[2] == 412
+                exists = isinstance(error, FileExistsError) or answer(error).status == 412
                 if not exists:
                     raise
                 if not (marked and _is_ours(fs, path, mark, data)):
@@ -245,13 +237,13 @@ class Storage:
         if self.local_path(pattern) is not None:
             with self._our_errors(pattern):
                 _, path = self._resolve(pattern)
-                found = [_local_entry(name) for name in _glob(path, _children, _below)]
+                found = [_local_entry(name) for name in glob(path, _children, _below)]
             return sorted((entry for entry in found if entry is not None), key=_uri_of)
 
         def find(fs: Any, path: str) -> list[Entry]:
             fs.invalidate_cache()
             if hasattr(fs, "call_s3"):
-                infos = _glob(path, partial(_s3_children, fs), partial(_s3_below, fs))
+                infos = glob(path, partial(_s3_children, fs), partial(_s3_below, fs))
             else:
                 infos = [i for i in fs.glob(path, detail=True).values() if i["type"] == "file"]
             entries = [_entry(fs.unstrip_protocol(info["name"]), info) for info in infos]
@@ -366,7 +358,7 @@ class Storage:
         try:
             fs, path = fsspec.core.url_to_fs(uri, **options)
             if protocol in _S3:
-                fs.retries = 1  # on top of botocore's, in three nested loops, it would take hours
+                fs.retries = 1  # nested in three loops with botocore's it could take over an hour
                 if getattr(fs, "_s3", True) is None:
                     fs.connect()  # here, where wrong options are told from a defect
         except ImportError as error:
@@ -376,7 +368,7 @@ class Storage:
             ) from None
         except (KeyError, TypeError, ValueError) as error:
             raise SetupError(
-                f"{shown(uri)}: {self._without_secrets(str(error))}",
+                f"{shown(uri)}: {hide(str(error), self._secrets)}",
                 hint=f"check the URL, and the job's storage.{protocol}",
             ) from None
         return fs, path
@@ -388,83 +380,11 @@ class Storage:
         except TokenmillError:
             raise
         except Exception as error:
-            ours = self._translated(shown(uri), error)
+            ours = translate(shown(uri), error, self._secrets)
             if ours is None:
                 raise
             # Not chained: the cause's text or traceback may hold a credential.
             raise ours from None
-
-    def _translated(self, where: str, error: Exception) -> TokenmillError | None:
-        """Return our error for one of a disk, a store or the network; None for a defect."""
-        name, package = type(error).__name__, type(error).__module__.partition(".")[0]
-        code, message, status = _answer(error)
-        says = self._without_secrets(f"{code}: {message}" if code[:1].isalpha() else "")
-        said = says or (f"HTTP {status}" if status else "")
-        if name == "FileExpired" or status in (412, 416):
-            return IntegrityError(
-                f"{where}: the object changed while it was read",
-                hint="put it back, or plan the data set anew",
-            )
-        if code == "NoSuchUpload":
-            return TransientError(f"{where}: the upload is gone ({says})")
-        if code == "NoSuchBucket":
-            return SetupError(f"{where}: no such bucket", hint="create it, or check the name")
-        if isinstance(error, FileNotFoundError) or status == 404:
-            return NotFoundError(f"{where}: no such object")
-        if code in _CREDENTIALS_ENDED:
-            return SetupError(
-                f"{where}: the credentials have expired ({says})",
-                hint="renew them and run the same command again; what is done stays",
-            )
-        if isinstance(error, PermissionError) or status in (401, 403):
-            return _no_permission(where, said or getattr(error, "strerror", None) or name)
-        if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
-            return SetupError(f"{where}: {str(error.strerror).lower()}", hint="check the path")
-        if (300 <= status < 500 or status == 501) and not (
-            status in _FOR_NOW or code in _DAMAGED_ON_THE_WAY
-        ):
-            return SetupError(
-                f"{where}: the store refused the request ({said})",
-                hint="check the URL, and the job's storage options",
-            )
-        if isinstance(error, OSError):
-            if error.errno in _DISK_IS_FULL:
-                return SetupError(
-                    f"{where}: {str(error.strerror).lower()}",
-                    hint="free space or choose another folder, then run again",
-                )
-            return self._transient(where, error)
-        if name in ("NoCredentialsError", "PartialCredentialsError"):
-            return SetupError(
-                f"{where}: no credentials were found",
-                hint="set them in the environment, a profile, or the job's storage options",
-            )
-        if name in _WRONG_SETTINGS:
-            text = self._without_secrets(" ".join(str(error).split()))
-            return SetupError(
-                f"{where}: {text}", hint="check the job's storage.s3 and the AWS configuration"
-            )
-        if isinstance(error, ValueError) and "range requests" in str(error):
-            return SetupError(
-                f"{where}: the server does not answer range requests",
-                hint="copy the files to a disk or an object store",
-            )
-        return self._transient(where, error) if package in _NETWORK_PACKAGES else None
-
-    def _transient(self, where: str, error: Exception) -> TransientError:
-        code, message, status = _answer(error)
-        if code:
-            told = ": ".join(part for part in (code.strip("0123456789"), message) if part)
-            text = f"the store answered with HTTP {status} ({told})"
-        else:
-            text = f"{type(error).__name__}: {error}"
-        return TransientError(f"{where}: {self._without_secrets(' '.join(text.split()))}")
-
-    def _without_secrets(self, text: str) -> str:
-        # The longest first: one may be part of another.
-        for secret in sorted(set(_leaves(self._options)), key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return _QUERY.sub("?***", _USER.sub("***@", text))
 
 
 _MARK = "tokenmill-writer"
@@ -473,45 +393,11 @@ _MARK = "tokenmill-writer"
 _EXTRA = {"s3": "s3", "hf": "hub", "http": "http", "https": "http"}
 _S3 = ("s3", "s3a")
 
-_NETWORK_PACKAGES = (
-    *("aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"),
-    *("httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"),
-)
-"""Where errors come from that mean the store did not answer; not all of them are OSErrors."""
-
-_CREDENTIALS_ENDED = (
-    *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"),
-)
-_FOR_NOW = (408, 409, 425, 429)
-"""What of HTTP's 4xx may go well the next time; 409 is two conditional writes at one moment."""
-
-_DAMAGED_ON_THE_WAY = (
-    *("BadDigest", "IncompleteBody", "InvalidDigest", "RequestTimeout"),
-    *("XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"),
-)
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-_WRONG_SETTINGS = (
-    *("ConfigNotFound", "ConfigParseError", "InfiniteLoopConfigError", "InvalidConfigError"),
-    *("NoRegionError", "ParamValidationError", "ProfileNotFound", "RefreshWithMFAUnsupportedError"),
-    *("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
-    *("UnknownCredentialError",),
-)
-"""botocore's errors that no further attempt mends."""
-
-_QUERY = re.compile(r"(?<=[^\s?])\?[^\s?]+=\S+")
-_USER = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET_NAME = re.compile("key|secret|token|password|auth|credential|cookie", re.IGNORECASE)
-
 
 def join(base: str, *parts: str) -> str:
     """Join a folder URI and relative parts with single slashes."""
     inner = [part.strip("/") for part in parts]
     return "/".join([base.rstrip("/"), *inner]) if base else "/".join(inner)
-
-
-def shown(uri: str) -> str:
-    """Return a URI for people to read: without a password, and without a query (a signature)."""
-    return _USER.sub("***@", uri.partition("?")[0] if "://" in uri else uri)
 
 
 class _RemoteFile(io.RawIOBase):
@@ -648,38 +534,6 @@ def _cat(fs: Any, path: str) -> bytes:
     return cast(bytes, fs.cat_file(path, **once))
 
 
-def _glob(
-    pattern: str,
-    children: Callable[[str, str], Iterable[tuple[str, bool, ResultT]]],
-    below: Callable[[str], Iterable[tuple[str, ResultT]]],
-) -> list[ResultT]:
-    """Return the files that match. fsspec's own passes over folders that it cannot list.
-
-    Args:
-        pattern: Absolute, without a protocol.
-        children: Folder, and how the wanted names in it begin -> what is in it: name, whether it
-            is a folder, and what to return for it.
-        below: Folder -> name of each file below it, and what to return for it.
-    """
-    parts = pattern.split("/")
-    folders = parts[:1]
-    for depth, part in enumerate(parts[1:], start=2):
-        is_last = depth == len(parts)
-        if "**" in part:
-            matches = re.compile(glob_translate(pattern)).match
-            return [file for f in folders for name, file in below(f) if matches(name)]
-        if not has_magic(part) and not is_last:
-            folders = [f"{folder}/{part}" for folder in folders]
-            continue
-        matches = re.compile(glob_translate("/".join(parts[:depth]))).match
-        stem = re.split(r"[*?\[]", part)[0]
-        found = [child for f in folders for child in children(f, stem) if matches(child[0])]
-        if is_last:
-            return [file for _, is_folder, file in found if not is_folder]
-        folders = [name for name, is_folder, _ in found if is_folder]
-    return []
-
-
 def _children(folder: str, stem: str) -> Iterator[tuple[str, bool, str]]:
     try:
         with os.scandir(folder or "/") as entries:
@@ -721,23 +575,6 @@ def _uploads(fs: Any, bucket: str, prefix: str) -> Iterator[Mapping[str, Any]]:
         after = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
-def _answer(error: BaseException | None) -> tuple[str, str, int]:
-    """Return code, message and HTTP status of a store's answer; "" and 0 for what it has not."""
-    for found in (error, getattr(error, "__cause__", None)):
-        response = getattr(found, "response", None)
-        if isinstance(response, Mapping):  # of botocore
-            about = response.get("Error", {})
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return str(about.get("Code", "")), str(about.get("Message", "")), _as_int(status)
-        if response is not None:  # of httpx and requests
-            return "", "", _as_int(getattr(response, "status_code", 0))
-    return "", "", _as_int(getattr(error, "status", 0))  # of aiohttp
-
-
-def _as_int(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
 def _is_ours(fs: Any, path: str, mark: str, data: bytes) -> bool:
     """Say whether the object that is there was written with a mark."""
     bucket, key, _ = fs.split_path(path)
@@ -749,33 +586,14 @@ def _is_ours(fs: Any, path: str, mark: str, data: bytes) -> bool:
 
 def _ask_why(fs: Any, path: str, error: Exception) -> Exception | None:
     """Return the error of a request whose refusal has a text, which one by HEAD has not."""
-    if _answer(error)[0] not in ("400", "403") or not hasattr(fs, "call_s3"):
+    if answer(error).code not in ("400", "403") or not hasattr(fs, "call_s3"):
         return None
     bucket, key, _ = fs.split_path(path)
     try:
         fs.call_s3("get_object", Bucket=bucket, Key=key, Range="bytes=0-0")
     except Exception as told:
-        return told if _answer(told)[0][:1].isalpha() else None
+        return told if answer(told).code[:1].isalpha() else None
     return None
-
-
-def _leaves(options: Any, *, secret: bool = False) -> Iterator[str]:
-    """Yield what stands under the name of a secret, however deep."""
-    if isinstance(options, Mapping):
-        for name, value in options.items():
-            yield from _leaves(value, secret=secret or bool(_SECRET_NAME.search(str(name))))
-    elif isinstance(options, Sequence) and not isinstance(options, str | bytes):
-        for value in options:
-            yield from _leaves(value, secret=secret)
-    elif secret and options and not isinstance(options, bool):
-        yield str(options)
-
-
-def _no_permission(where: str, what: str) -> SetupError:
-    return SetupError(
-        f"{where}: permission denied ({what})",
-        hint="check the path's owner, or the credentials in the environment or the job",
-    )
 
 
 def _entry(uri: str, info: Mapping[str, Any]) -> Entry:
