@@ -40,8 +40,9 @@ S3_OPTIONS: Mapping[str, Any] = {
     },
 }
 """What a job's ``storage.s3`` is laid over. botocore sends a request again that failed or was
-refused for now (5xx, SlowDown), with growing waits of half a minute in all. The read timeout is
-between two pieces of an answer: a connection that died is noticed after it."""
+refused for now (5xx, SlowDown), with growing waits of half a minute at most. The read timeout is
+between two pieces of an answer: a connection that died is noticed after it, and a server that never
+answers is given up after three minutes."""
 
 WAITS_S = (0.5, 2.0, 8.0)
 """Before a request is made anew: its answer broke off, or botocore does not send it."""
@@ -68,7 +69,7 @@ class Entry:
 class Storage:
     """Read, write and list objects by URI. A plain path is a local file.
 
-    What a store refuses for now is asked again for about a minute (``S3_OPTIONS``, ``WAITS_S``).
+    What a store refuses for now is asked for again (``S3_OPTIONS``, ``WAITS_S``).
     Picklable: workers get a copy and open their own connections.
 
     Args:

@@ -135,7 +135,13 @@ def _transient(where: str, error: Exception, secrets: Sequence[str]) -> Transien
         text = f"the store answered with HTTP {status} ({told})"
     else:
         text = f"{type(error).__name__}: {error}"
-    return TransientError(f"{where}: {hide(' '.join(text.split()), secrets)}")
+    hint = None
+    if type(error).__name__ == "FlexibleChecksumError":
+        hint = (
+            "if it stays so, the store has its own idea of checksums: set storage.s3 to "
+            "{config_kwargs: {response_checksum_validation: when_required}}"
+        )
+    return TransientError(f"{where}: {hide(' '.join(text.split()), secrets)}", hint=hint)
 
 
 def _no_permission(where: str, what: str) -> SetupError:

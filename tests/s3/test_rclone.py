@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import SetupError
+from pipeline.errors import SetupError, TransientError
 from pipeline.storage import NotFoundError, Storage
 from pipeline.verify import verify
 from tests.s3 import text_job
@@ -156,6 +156,19 @@ def test_what_is_missing_or_forbidden_is_named(
     stranger = Storage({"s3": {**rclone.options, "secret": "guessed"}})
     with pytest.raises(SetupError, match=f"{bucket}/a: permission denied"):
         stranger.read(f"{bucket}/a")
+
+
+@pytest.mark.usefixtures("quick")
+def test_its_checksums_of_parts_are_told_with_what_to_do(
+    rclone: Rclone, storage: Storage, bucket: str
+) -> None:
+    storage.write(f"{bucket}/a", b"0123456789")
+    default = {name: rclone.options[name] for name in ("key", "secret", "endpoint_url")}
+    with (
+        Storage({"s3": default}).open_read(f"{bucket}/a", read_ahead=False) as file,
+        pytest.raises(TransientError, match=r"FlexibleChecksumError.*set storage\.s3 to"),
+    ):
+        file.read(3)
 
 
 def test_it_is_refused_as_an_output_for_it_has_no_conditional_writes(
