@@ -152,6 +152,9 @@ def run_engine(engine: str, tars: Path, output: Path, workers: int) -> Figures:
     class Clock:
         """Starts when all workers are ready, stops at the last commit."""
 
+        def waiting(self, message: str) -> None:
+            print(message)
+
         def begin(self, partitions: object, done: object, engine: Engine) -> None:
             self.ready, self.ready_cpu_s = time.perf_counter(), cpu_seconds()
             self.peak_mb = 0.0

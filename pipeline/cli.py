@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +15,9 @@ from rich.text import Text
 from pipeline.errors import SpecError, TokenmillError
 from pipeline.spec import JobSpec, load_job, schema_json
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline import verify as checks
 
 app = typer.Typer(
     add_completion=False,
@@ -91,9 +96,20 @@ def run(
     prepared = runner.prepare(_job(job_file, limit), output)
     for warning in prepared.warnings:
         err.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-    with LiveView(out) as view:
+    with ExitStack() as stack:
+        listeners: list[runner.Listener] = [stack.enter_context(LiveView(out))]
+        if engine == "ray":
+            from pipeline.engines.ray import RayMeter
+            from pipeline.report.metrics import RunMetrics
+
+            listeners.append(stack.enter_context(RunMetrics(prepared.job.name, RayMeter())))
         summary = runner.run(
-            prepared, engine=engine, address=address, workers=workers, fresh=fresh, listener=view
+            prepared,
+            engine=engine,
+            address=address,
+            workers=workers,
+            fresh=fresh,
+            listener=runner.Listeners(*listeners),
         )
     out.print(stage_table(summary.stages))
     out.print()
@@ -193,23 +209,22 @@ def operators(
 def status(output: OutputUri, job: StorageOf = None) -> None:
     """Show where a run stands."""
     from pipeline import maintenance
-    from pipeline.report.summary import stage_figures
     from pipeline.report.tables import stage_table
 
     found = maintenance.status(output, _storage(job))
     state = "finished" if found.finished else "not finished: run the job again to go on"
-    bad = sum(result.num_quarantined for result in found.results)
+    sums = found.sums
     facts = _facts()
     facts.add_row("job", f"{found.name} ({state})")
-    facts.add_row("partitions", f"{len(found.results):,} of {found.num_partitions:,}")
-    facts.add_row("written", f"{sum(r.num_written for r in found.results):,} samples")
-    facts.add_row("filtered", f"{sum(r.num_filtered for r in found.results):,}")
-    facts.add_row("quarantined", f"{bad:,}")
+    facts.add_row("partitions", f"{sums.num_partitions:,} of {found.num_partitions:,}")
+    facts.add_row("written", f"{sums.num_written:,} samples")
+    facts.add_row("filtered", f"{sums.num_filtered:,}")
+    facts.add_row("quarantined", f"{sums.num_quarantined:,}")
     facts.add_row("fingerprint", found.fingerprint[:16])
     out.print(facts)
-    if found.results:
+    if sums.num_partitions:
         out.print()
-        out.print(stage_table(stage_figures(found.results)))
+        out.print(stage_table(sums.figures()))
 
 
 @app.command()
@@ -230,21 +245,22 @@ def verify(
 
     storage = _storage(job)
     findings: list[checks.Finding] = []
+    num_checks = 0
     with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task("verify", total=None)
-        for finding in checks.verify(output, storage, golden=golden):
-            findings.append(finding)
-            bar.update(task, description=f"verify {len(findings):,}: {finding.check}")
+        for finding in _verify(output, storage, golden, repair):
+            num_checks += 1
+            bar.update(task, description=f"verify {num_checks:,}: {finding.check}")
             if finding.problem is not None:
+                findings.append(finding)
                 line = Text("wrong    ", "red") + f"{finding.check}: {finding.problem}"
                 bar.console.print(line, soft_wrap=True)
             elif finding.skipped is not None:
                 line = Text("skipped  ", "yellow") + f"{finding.check}: {finding.skipped}"
                 bar.console.print(line, soft_wrap=True)
-    wrong = [finding for finding in findings if finding.problem is not None]
-    if wrong:
-        message = f"{output}: {len(wrong):,} of {len(findings):,} checks found something wrong"
-        if all(finding.redo is None for finding in wrong):
+    if findings:
+        message = f"{output}: {len(findings):,} of {num_checks:,} checks found something wrong"
+        if all(finding.redo is None for finding in findings):
             raise IntegrityError(message, hint="nothing that a repair could mend; see above")
         if not repair:
             raise IntegrityError(
@@ -262,7 +278,7 @@ def verify(
         out.print(Text("warning  ", "yellow") + warning, soft_wrap=True)
     totals = manifest.totals
     out.print(
-        Text("right    ", "green") + f"{len(findings):,} checks: {totals['shards']:,} shards, "
+        Text("right    ", "green") + f"{num_checks:,} checks: {totals['shards']:,} shards, "
         f"{totals['samples']:,} samples, {sum(totals['tokens'].values()):,} tokens"
     )
 
@@ -330,7 +346,7 @@ def gc(
     output: OutputUri,
     dry_run: Annotated[bool, typer.Option(help="Only list what would be removed.")] = False,
     unfinished: Annotated[
-        bool, typer.Option(help="Also when the run is not finished and none is at work.")
+        bool, typer.Option(help="Also when the run is not finished and no worker is at work.")
     ] = False,
     job: StorageOf = None,
 ) -> None:
@@ -339,10 +355,9 @@ def gc(
     from pipeline.report.tables import size
 
     storage, count, freed = _storage(job), 0, 0
-    for entry in list(maintenance.unreferenced(output, storage, unfinished=unfinished)):
+    look = maintenance.unreferenced if dry_run else maintenance.remove_unreferenced
+    for entry in look(output, storage, unfinished=unfinished):
         out.print(f"{'would remove' if dry_run else 'removed'} {entry.uri}", soft_wrap=True)
-        if not dry_run:
-            storage.remove(entry.uri)
         count, freed = count + 1, freed + entry.num_bytes
     for uri in storage.drop_uploads(output, dry_run=dry_run):
         out.print(f"{'would give' if dry_run else 'gave'} up the upload of {uri}", soft_wrap=True)
@@ -376,6 +391,29 @@ def sample_data(
         f"files, {size(data.text_bytes)} of text) in {folder}",
         soft_wrap=True,
     )
+
+
+def _verify(
+    output: str, storage: Storage, golden: bool, repair: bool
+) -> "Iterator[checks.Finding]":
+    """Verify a data set; with ``repair`` also mend the ledger of a run that is not finished."""
+    from pipeline import verify as checks
+    from pipeline.errors import IntegrityError
+    from pipeline.storage import NotFoundError
+
+    try:
+        yield from checks.verify(output, storage, golden=golden)
+    except NotFoundError:
+        mended = checks.mend_ledger(output, storage) if repair else []
+        if not mended:
+            raise
+        for text in mended:
+            out.print(Text("wrong    ", "red") + text, soft_wrap=True)
+        raise IntegrityError(
+            f"{output}: {len(mended):,} things were wrong with the ledger; what can be read of "
+            "it was kept",
+            hint="run the job again: it does anew what is missing",
+        ) from None
 
 
 def _storage(job_file: Path | None) -> Storage:

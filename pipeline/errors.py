@@ -8,7 +8,9 @@ __all__ = [
     "ContractError",
     "FingerprintMismatchError",
     "IntegrityError",
+    "LeaseError",
     "PoisonPartitionError",
+    "PoisonSampleError",
     "RowErrors",
     "SampleError",
     "SetupError",
@@ -22,6 +24,10 @@ class SpecError(TokenmillError):
     """The job is wrong: file, line, field, what is allowed. Nothing was touched."""
 
     exit_code = 2
+
+
+class PoisonSampleError(SampleError):
+    """The process that works on this sample dies; it is quarantined without being touched."""
 
 
 class BudgetExceededError(TokenmillError):
@@ -49,12 +55,18 @@ class TransientError(TokenmillError):
 
 
 class PoisonPartitionError(TokenmillError):
-    """A partition killed its worker at every attempt."""
+    """A partition killed its worker at every attempt, and no row of it does so by itself."""
 
     exit_code = 7
 
 
+class LeaseError(TokenmillError):
+    """Another run is at work on the output folder, or took it over from this one."""
+
+    exit_code = 8
+
+
 class AlreadyCommittedError(TokenmillError):
-    """Another attempt committed this partition first; drop yours and go on."""
+    """There is an object of that name already; another writer was first."""
 
     exit_code = 5

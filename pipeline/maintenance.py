@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline import lease
 from pipeline.errors import SpecError
+from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import MANIFEST
 from pipeline.plan import read_plan
-from pipeline.protocols import PartitionResult
+from pipeline.report.summary import Sums
 from pipeline.runner import JOB
 from pipeline.storage import Entry, NotFoundError, Storage, join
 
@@ -21,15 +23,15 @@ class Status:
     Attributes:
         name: The job's name.
         fingerprint: Of its recipe.
-        num_partitions: In the plan; ``results`` holds those that are committed.
-        results: Commit records.
+        num_partitions: In the plan.
+        sums: What the commit records add up to.
         finished: The manifest is written.
     """
 
     name: str
     fingerprint: str
     num_partitions: int
-    results: list[PartitionResult]
+    sums: Sums
     finished: bool
 
 
@@ -40,11 +42,14 @@ def status(uri: str, storage: Storage) -> Status:
         NotFoundError: no run wrote there.
     """
     job = _job(uri, storage)
+    sums = Sums()
+    for record in Ledger(storage, uri, job["fingerprint"]).records():
+        sums.add(record)
     return Status(
         name=job["recipe"]["name"],
         fingerprint=job["fingerprint"],
         num_partitions=len(read_plan(storage, uri)),
-        results=list(Ledger(storage, uri, job["fingerprint"]).records()),
+        sums=sums,
         finished=storage.stat(join(uri, MANIFEST)) is not None,
     )
 
@@ -56,18 +61,13 @@ def unreferenced(uri: str, storage: Storage, *, unfinished: bool = False) -> Ite
         uri: The output folder.
         storage: How to reach it.
         unfinished: Look at a folder without a manifest too. Its shards without a record may
-            belong to a run that is at work: say so only when none is.
+            belong to workers that are still at work, though their driver is gone.
 
     Raises:
         NotFoundError: no run wrote there.
         SpecError: the run is not finished.
     """
-    job = _job(uri, storage)
-    if not unfinished and storage.stat(join(uri, MANIFEST)) is None:
-        raise SpecError(
-            f"{uri}: the run is not finished, a shard without a record may be in the making",
-            hint="finish it, or use --unfinished when no run is at work on it",
-        )
+    job = _check_finished(uri, storage, unfinished)
     named: set[str] = set()
     for record in Ledger(storage, uri, job["fingerprint"]).records():
         named.update(shard.path for shard in record.shards)
@@ -76,9 +76,34 @@ def unreferenced(uri: str, storage: Storage, *, unfinished: bool = False) -> Ite
     folder = storage.resolve(uri)  # as the walk gives names: "./out" would not match "out"
     for entry in storage.walk(folder):
         path = entry.uri[len(folder.rstrip("/")) + 1 :]
+        if path.startswith(lease.FOLDER + "/"):
+            continue  # whoever holds the lease tidies up there
         temporary = path.rsplit("/", 1)[-1].startswith(".") and path.endswith(".tmp")
         if temporary or (path.startswith(("shards/", "quarantine/")) and path not in named):
             yield replace(entry, uri=join(uri, path))
+
+
+def remove_unreferenced(uri: str, storage: Storage, *, unfinished: bool = False) -> Iterator[Entry]:
+    """Remove what ``unreferenced`` gives, and yield it; holds the lease meanwhile.
+
+    Raises:
+        LeaseError: a run is at work on the folder.
+    """
+    _check_finished(uri, storage, unfinished)  # before anything is written there
+    with Lease(storage, uri):
+        for entry in list(unreferenced(uri, storage, unfinished=unfinished)):
+            storage.remove(entry.uri)
+            yield entry
+
+
+def _check_finished(uri: str, storage: Storage, unfinished: bool) -> dict[str, Any]:
+    job = _job(uri, storage)
+    if not unfinished and storage.stat(join(uri, MANIFEST)) is None:
+        raise SpecError(
+            f"{uri}: the run is not finished, a shard without a record may be in the making",
+            hint="finish it, or use --unfinished when no worker is at work on it",
+        )
+    return job
 
 
 def _job(uri: str, storage: Storage) -> dict[str, Any]:

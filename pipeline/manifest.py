@@ -5,13 +5,14 @@ its hash. ``FORMAT.md`` is the contract.
 """
 
 import hashlib
-import io
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from operators.base import FieldSpec
@@ -23,6 +24,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = "index.arrow"
 GOLDEN_SAMPLES = 8
+INDEX_CHUNK_ROWS = 1 << 16
+"""Rows of the index that are Python objects at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,33 +156,110 @@ def data_set_folder(uri: str) -> str:
     return uri.rstrip("/").removesuffix("/" + MANIFEST)
 
 
-def index_bytes(results: Iterable[PartitionResult], token_fields: Sequence[str]) -> bytes:
-    """Return the bytes of ``index.arrow`` for commit records sorted by partition."""
-    rows = [(result.partition, shard) for result in results for shard in result.shards]
-    source = pa.struct([("name", pa.string()), ("first", pa.int64()), ("stop", pa.int64())])
-    columns: dict[str, pa.Array] = {
-        "path": pa.array([s.path for _, s in rows], pa.string()),
-        "partition": pa.array([index for index, _ in rows], pa.int64()),
-        "num_bytes": pa.array([s.num_bytes for _, s in rows], pa.int64()),
-        "sha256": pa.array([s.sha256 for _, s in rows], pa.string()),
-        "num_samples": pa.array([s.num_samples for _, s in rows], pa.int64()),
-        "sources": pa.array([[asdict(r) for r in s.sources] for _, s in rows], pa.list_(source)),
-    }
-    for name in token_fields:
-        columns[f"tokens.{name}"] = pa.array([s.tokens[name] for _, s in rows], pa.int64())
-    table = pa.table(columns)
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, table.schema) as writer:
+def index_bytes(results: Iterable[PartitionResult], token_fields: Sequence[str]) -> memoryview:
+    """Return the bytes of ``index.arrow`` for commit records in any order."""
+    rows = _IndexRows(token_fields)
+    parts: dict[str, list[pa.Array]] = {name: [column] for name, column in rows.columns().items()}
+    for result in results:
+        rows.add(result)
+        if len(rows) >= INDEX_CHUNK_ROWS:
+            for name, column in rows.columns().items():
+                parts[name].append(column)
+            rows = _IndexRows(token_fields)
+    for name, column in rows.columns().items():
+        parts[name].append(column)
+    order = pa.array(np.argsort(pa.concat_arrays(parts["partition"]).to_numpy(), kind="stable"))
+    # One column after the other, so that the index is in memory once and not three times.
+    table = pa.table({name: pa.concat_arrays(parts.pop(name)).take(order) for name in list(parts)})
+    file = pa.BufferOutputStream()
+    with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    return buffer.getvalue()
+    return memoryview(file.getvalue()).cast("B")
 
 
-def pick_golden(results: Sequence[PartitionResult]) -> list[GoldenSample]:
-    """Return up to ``GOLDEN_SAMPLES`` golden rows, evenly spaced over the partitions."""
-    found = [result.golden for result in results if result.golden is not None]
-    if len(found) <= GOLDEN_SAMPLES:
-        return found
-    return [found[i * len(found) // GOLDEN_SAMPLES] for i in range(GOLDEN_SAMPLES)]
+class GoldenSamples:
+    """Picks up to ``GOLDEN_SAMPLES`` golden rows, evenly spaced over the partitions.
+
+    The plan is cut into as many stretches, and the first row of each is picked: so the choice does
+    not depend on the order in which records are added, and no more than these rows are kept.
+
+    Args:
+        num_partitions: Partitions of the plan.
+    """
+
+    def __init__(self, num_partitions: int) -> None:
+        self._starts = [i * num_partitions // GOLDEN_SAMPLES for i in range(GOLDEN_SAMPLES)]
+        self._found: dict[int, GoldenSample] = {}
+
+    def add(self, result: PartitionResult) -> None:
+        """Look at a commit record."""
+        if result.golden is not None:
+            stretch = bisect_right(self._starts, result.partition)
+            have = self._found.get(stretch)
+            if have is None or result.partition < have.partition:
+                self._found[stretch] = result.golden
+
+    def picked(self) -> list[GoldenSample]:
+        """Return the rows, by partition."""
+        return [self._found[stretch] for stretch in sorted(self._found)]
+
+
+class _IndexRows:
+    """Rows of the index, as columns."""
+
+    def __init__(self, token_fields: Sequence[str]) -> None:
+        self._paths: list[str] = []
+        self._partitions: list[int] = []
+        self._num_bytes: list[int] = []
+        self._sha256: list[str] = []
+        self._num_samples: list[int] = []
+        self._names: list[str] = []
+        self._first: list[int] = []
+        self._stop: list[int] = []
+        self._ends = [0]
+        self._tokens: dict[str, list[int]] = {name: [] for name in token_fields}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def add(self, result: PartitionResult) -> None:
+        for shard in result.shards:
+            self._paths.append(shard.path)
+            self._partitions.append(result.partition)
+            self._num_bytes.append(shard.num_bytes)
+            self._sha256.append(shard.sha256)
+            self._num_samples.append(shard.num_samples)
+            for origin in shard.sources:
+                self._names.append(origin.name)
+                self._first.append(origin.first)
+                self._stop.append(origin.stop)
+            self._ends.append(len(self._names))
+            for name, counts in self._tokens.items():
+                counts.append(shard.tokens[name])
+
+    def columns(self) -> dict[str, pa.Array]:
+        source = pa.struct([("name", pa.string()), ("first", pa.int64()), ("stop", pa.int64())])
+        sources = pa.StructArray.from_arrays(
+            [
+                pa.array(self._names, pa.string()),
+                pa.array(self._first, pa.int64()),
+                pa.array(self._stop, pa.int64()),
+            ],
+            fields=list(source),
+        )
+        columns = {
+            "path": pa.array(self._paths, pa.string()),
+            "partition": pa.array(self._partitions, pa.int64()),
+            "num_bytes": pa.array(self._num_bytes, pa.int64()),
+            "sha256": pa.array(self._sha256, pa.string()),
+            "num_samples": pa.array(self._num_samples, pa.int64()),
+            "sources": pa.ListArray.from_arrays(
+                pa.array(self._ends, pa.int32()), sources, type=pa.list_(source)
+            ),
+        }
+        for name, counts in self._tokens.items():
+            columns[f"tokens.{name}"] = pa.array(counts, pa.int64())
+        return columns
 
 
 def _field_spec(raw: Mapping[str, Any]) -> FieldSpec:

@@ -5,22 +5,25 @@ as ``_plan.jsonl``, so that a resume never plans again.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from braceexpand import braceexpand
+from pydantic import TypeAdapter
 
 from operators import registry
 from operators.base import FieldSpec, Operator, Resources, Step
 from pipeline.errors import ContractError, IntegrityError, SpecError
 from pipeline.manifest import FORMAT_VERSION
-from pipeline.protocols import Partition, Source, SourceFile, SourceRange
+from pipeline.protocols import Partition, Source
 from pipeline.spec import JobSpec
 from pipeline.storage import Storage, join, shown
 
 PLAN = "_plan.jsonl"
+_PARTITION = TypeAdapter(Partition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +154,16 @@ def list_partitions(job: JobSpec, source: Source) -> list[Partition]:
 
 def write_plan(storage: Storage, output: str, partitions: Sequence[Partition]) -> str:
     """Write the plan down and return its digest. Passwords and signatures of URLs are left out."""
-    lines = [
-        json.dumps(asdict(_with_uris(partition, _public)), ensure_ascii=False)
-        for partition in partitions
-    ]
-    head = json.dumps({"version": FORMAT_VERSION, "partitions": len(lines)})
-    storage.write(join(output, PLAN), ("\n".join([head, *lines]) + "\n").encode())
+    with storage.open_write(join(output, PLAN)) as file:
+        head = {"version": FORMAT_VERSION, "partitions": len(partitions)}
+        file.write(json.dumps(head).encode() + b"\n")
+        for partition in partitions:
+            file.write(_PARTITION.dump_json(_with_uris(partition, _public)) + b"\n")
     return plan_digest(partitions)
 
 
 def read_plan(storage: Storage, output: str, urls: Sequence[str] = ()) -> list[Partition]:
-    """Return the partitions that ``write_plan`` wrote.
+    """Return the partitions that ``write_plan`` wrote; partition i is at place i.
 
     Args:
         storage: How to reach it.
@@ -173,23 +175,30 @@ def read_plan(storage: Storage, output: str, urls: Sequence[str] = ()) -> list[P
         IntegrityError: the file is not whole, or of another version.
     """
     uri = join(output, PLAN)
-    # Not splitlines(): it also breaks at U+2028 and others that stand in file names.
-    head, *lines = storage.read(uri).decode("utf-8", "replace").rstrip("\n").split("\n")
-    try:
-        version, count = json.loads(head)["version"], json.loads(head)["partitions"]
-        if version != FORMAT_VERSION:
+    partitions: list[Partition] = []
+    with storage.open_read(uri) as file:
+        lines = io.BufferedReader(cast(io.RawIOBase, file), 8 << 20)
+        try:
+            about = json.loads(next(lines, b""))
+            version, count = about["version"], about["partitions"]
+            if version != FORMAT_VERSION:
+                raise IntegrityError(
+                    f"{uri}: version {version}, this program reads {FORMAT_VERSION}",
+                    hint="run the program version that wrote it",
+                )
+            for line in lines:
+                partition = _PARTITION.validate_json(line, strict=True, extra="forbid")
+                if partition.index != len(partitions):
+                    raise ValueError(f"partition {partition.index} at place {len(partitions)}")
+                partitions.append(partition)
+            if count != len(partitions):
+                raise ValueError(f"{len(partitions):,} partitions, its first line says {count}")
+        except (ValueError, KeyError, TypeError) as error:
+            text = " ".join(str(error).split())
             raise IntegrityError(
-                f"{uri}: version {version}, this program reads {FORMAT_VERSION}",
-                hint="run the program version that wrote it",
-            )
-        if count != len(lines):
-            raise ValueError(f"{len(lines):,} partitions, its first line says {count:,}")
-        partitions = [_partition(json.loads(line)) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{uri}: not a whole plan ({error})",
-            hint="the file was cut or edited; start again with --fresh",
-        ) from None
+                f"{uri}: not a whole plan; after {len(partitions):,} partitions: {text}",
+                hint="the file was cut or edited; start again with --fresh",
+            ) from None
     private = _Private(urls)
     return [_with_uris(partition, private) for partition in partitions] if private else partitions
 
@@ -290,13 +299,6 @@ class _Private:
 
 
 _HTTP = ("http://", "https://")
-
-
-def _partition(raw: Mapping[str, Any]) -> Partition:
-    ranges = tuple(
-        SourceRange(**{**item, "file": SourceFile(**item["file"])}) for item in raw["ranges"]
-    )
-    return Partition(raw["index"], ranges, raw["max_samples"])
 
 
 def _rename(

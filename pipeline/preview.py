@@ -14,6 +14,7 @@ from operators.columns import concat, num_values, take
 from pipeline.errors import SpecError
 from pipeline.manifest import DataSet, open_data_set
 from pipeline.plan import Chain, build_chain, read_plan
+from pipeline.quarantine import mask_poison
 from pipeline.sources import build_source
 from pipeline.spec import JobSpec, job_from_recipe
 from pipeline.stages import run_steps
@@ -117,7 +118,8 @@ def _inputs(
     bound = chain.steps[index]
     urls = job.source_urls()
     source = build_source(job.source, data.storage, urls)
-    part = next(p for p in read_plan(data.storage, data.uri, urls) if p.index == partition)
+    planned = read_plan(data.storage, data.uri, urls)[partition]
+    part = mask_poison(data.storage, data.uri, planned)
     wanted = set(bound.reads.values()) | {"key"}
     found: list[dict[str, Column]] = []
     missing = set(keys)

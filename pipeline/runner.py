@@ -9,13 +9,14 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from operators.base import Resources
+from pipeline import lease, ledger
+from pipeline.committer import Committer
 from pipeline.engines.inline import InlineEngine
 from pipeline.errors import (
     AlreadyCommittedError,
@@ -24,8 +25,16 @@ from pipeline.errors import (
     IntegrityError,
     SpecError,
 )
-from pipeline.ledger import FOLDER, Ledger
-from pipeline.manifest import FORMAT_VERSION, INDEX, MANIFEST, Manifest, index_bytes, pick_golden
+from pipeline.lease import Lease
+from pipeline.ledger import Ledger
+from pipeline.manifest import (
+    FORMAT_VERSION,
+    INDEX,
+    MANIFEST,
+    GoldenSamples,
+    Manifest,
+    index_bytes,
+)
 from pipeline.plan import (
     PLAN,
     Chain,
@@ -39,16 +48,19 @@ from pipeline.plan import (
     write_plan,
 )
 from pipeline.protocols import Engine, Partition, PartitionResult, Source
-from pipeline.report.summary import RunSummary, add_reasons, summarize
+from pipeline.report.summary import RunSummary, Sums, by_reason, summarize
 from pipeline.sources import build_source
-from pipeline.spec import JobSpec
+from pipeline.spec import JobSpec, RunSpec
 from pipeline.stages import WorkerTask
-from pipeline.storage import NotFoundError, Storage, join
+from pipeline.storage import Entry, NotFoundError, Storage, join
 
 JOB = "_job.json"
 REPORT = "report.json"
 LIBRARIES = ("numpy", "pillow", "pyarrow", "torch", "tokenizers", "diffusers", "transformers")
-_OURS = {"shards", "quarantine", FOLDER, PLAN, JOB, REPORT, MANIFEST, INDEX, "preview.png"}
+_OURS = {
+    *("shards", "quarantine", ledger.FOLDER, lease.FOLDER),
+    *(PLAN, JOB, REPORT, MANIFEST, INDEX, "preview.png"),
+}
 SHARE_FROM_SAMPLES = 1_000
 """A share of bad samples is judged from this many input samples on, and at the end."""
 
@@ -91,13 +103,39 @@ class Prepared:
 class Listener(Protocol):
     """Hears of a run's progress; all calls come from the thread that called ``run``."""
 
+    def waiting(self, message: str) -> None:
+        """Another run may be at work on the output; this one waits to see."""
+        ...
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         """The plan is made and the ledger is read; ``done`` are partitions of earlier runs."""
         ...
 
     def committed(self, result: PartitionResult) -> None:
-        """A partition was committed."""
+        """A partition is done; its commit may follow a moment later."""
         ...
+
+
+class Listeners:
+    """Several listeners as one; each hears everything, in their order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def waiting(self, message: str) -> None:
+        """See ``Listener.waiting``."""
+        for listener in self._listeners:
+            listener.waiting(message)
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        """See ``Listener.begin``."""
+        for listener in self._listeners:
+            listener.begin(partitions, done, engine)
+
+    def committed(self, result: PartitionResult) -> None:
+        """See ``Listener.committed``."""
+        for listener in self._listeners:
+            listener.committed(result)
 
 
 @dataclass(slots=True)
@@ -108,25 +146,22 @@ class RunState:
         prepared: The job.
         partitions: The plan.
         started_at: ``time.time()`` of this run's beginning.
-        done: Partition -> its commit record.
-        num_resumed: How many of them were there when this run began.
-        num_input: Samples read in them.
-        num_quarantined: Samples of them that could not be used.
+        num_resumed: How many partitions were committed when this run began.
+        num_input: Samples read in partitions that are done.
+        quarantined: ``step: error`` -> samples of them that could not be used.
     """
 
     prepared: Prepared
     partitions: Sequence[Partition]
     started_at: float
-    done: dict[int, PartitionResult] = field(default_factory=dict)
     num_resumed: int = 0
     num_input: int = 0
-    num_quarantined: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: PartitionResult) -> None:
-        """Count a committed partition."""
-        self.done[result.partition] = result
+        """Count a partition that is done."""
         self.num_input += result.num_input
-        self.num_quarantined += result.num_quarantined
+        self.quarantined.update(result.quarantined)
 
 
 def prepare(job: JobSpec, output: str | None = None) -> Prepared:
@@ -177,34 +212,64 @@ def run(
     """
     storage, output = prepared.storage, prepared.output
     if fresh:
-        remove_output(storage, output)
-    partitions = _begin(prepared)
-    ledger = Ledger(storage, output, prepared.fingerprint)
+        _removable(storage, output)  # before anything is written there
+    planned = None
+    if fresh or storage.stat(join(output, JOB)) is None:
+        planned = list_partitions(prepared.job, prepared.source)  # writes nothing, may take long
+        storage.check_exclusive(join(output, JOB))  # lease and commits depend on it
+    waiting = None if listener is None else listener.waiting
+    with Lease(storage, output, waiting=waiting) as held:
+        if fresh:
+            remove_output(storage, output)
+        return _run(prepared, planned, held, engine, address, workers, listener)
+
+
+def _run(
+    prepared: Prepared,
+    planned: list[Partition] | None,
+    held: Lease,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    listener: Listener | None,
+) -> RunSummary:
+    partitions = _begin(prepared, planned)
+    records = Ledger(prepared.storage, prepared.output, prepared.fingerprint)
     state = RunState(prepared, partitions, time.time())
-    for record in ledger.records():
-        state.add(record)
-    state.num_resumed = len(state.done)
-    pending = [partition for partition in partitions if partition.index not in state.done]
+    records.load(state.add)
+    state.num_resumed = len(records.committed)
+    pending = [partition for partition in partitions if partition.index not in records.committed]
     pending.sort(key=lambda p: p.num_bytes, reverse=True)  # the largest first: no long tail
     if pending:
         _check_budget(state, at_end=False)
         made = _engine(prepared, engine, address, workers)
         try:
             if listener is not None:
-                listener.begin(partitions, set(state.done), made)
-            _process(state, made, pending, ledger, listener)
+                listener.begin(partitions, records.committed, made)
+            with Committer(records) as commits:
+                _process(state, made, pending, commits, held, listener)
         finally:
             made.close()
     _check_budget(state, at_end=True)
-    return _finish(state, engine)
+    held.check()
+    return _finish(state, records, engine)
 
 
 def remove_output(storage: Storage, output: str) -> None:
-    """Remove a data set and all traces of its run; refuses a folder that holds anything else.
+    """Remove a data set and all traces of its run but the lease, which the caller holds.
 
     Raises:
-        SpecError: the folder holds files that no run writes.
+        SpecError: the folder holds files that no run writes; nothing was removed.
     """
+    # The manifest goes first: a half-removed data set must not look finished.
+    for entry in sorted(
+        _removable(storage, output), key=lambda e: not e.uri.endswith("/" + MANIFEST)
+    ):
+        storage.remove(entry.uri)
+
+
+def _removable(storage: Storage, output: str) -> list[Entry]:
+    """Return what ``remove_output`` removes."""
     output = storage.resolve(output)  # as the walk gives names: "./out" would not match "out"
     entries = list(storage.walk(output))
     foreign = [entry.uri for entry in entries if not _is_ours(entry.uri[len(output) + 1 :])]
@@ -213,9 +278,8 @@ def remove_output(storage: Storage, output: str) -> None:
             f"{output}: --fresh would remove {foreign[0]}, which no run of this program wrote",
             hint="choose another output folder, or remove it by hand",
         )
-    # The manifest goes first: a half-removed data set must not look finished.
-    for entry in sorted(entries, key=lambda e: not e.uri.endswith("/" + MANIFEST)):
-        storage.remove(entry.uri)
+    held = join(output, lease.FOLDER) + "/"
+    return [entry for entry in entries if not entry.uri.startswith(held)]
 
 
 def _is_ours(path: str) -> bool:
@@ -225,14 +289,14 @@ def _is_ours(path: str) -> bool:
     return top in _OURS or (left_over and top[1:].rsplit(".", 2)[0] in _OURS)
 
 
-def _begin(prepared: Prepared) -> list[Partition]:
+def _begin(prepared: Prepared, planned: list[Partition] | None) -> list[Partition]:
     """Write down plan and job, or read them back; refuse a folder of another recipe."""
     storage, output = prepared.storage, prepared.output
     try:
         written = json.loads(storage.read(join(output, JOB)))
         was, plan_sha256 = written["fingerprint"], written["plan_sha256"]
     except NotFoundError:
-        return _write_down(prepared)
+        return _write_down(prepared, planned)
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{join(output, JOB)}: not what a run wrote there ({error})",
@@ -256,10 +320,9 @@ def _begin(prepared: Prepared) -> list[Partition]:
     return partitions
 
 
-def _write_down(prepared: Prepared) -> list[Partition]:
+def _write_down(prepared: Prepared, planned: list[Partition] | None) -> list[Partition]:
     job, storage, output = prepared.job, prepared.storage, prepared.output
-    partitions = list_partitions(job, prepared.source)
-    storage.check_exclusive(join(output, JOB))  # commits depend on it
+    partitions = list_partitions(job, prepared.source) if planned is None else planned
     digest = write_plan(storage, output, partitions)
     content = {
         "fingerprint": prepared.fingerprint,
@@ -271,7 +334,7 @@ def _write_down(prepared: Prepared) -> list[Partition]:
     try:
         storage.create_exclusive(join(output, JOB), data)
     except AlreadyCommittedError:
-        return _begin(prepared)  # another driver was faster: take its plan
+        return _begin(prepared, None)  # another driver was faster: take its plan
     return partitions
 
 
@@ -294,30 +357,33 @@ def _engine(prepared: Prepared, name: str, address: str | None, workers: int | N
     count = workers if workers is not None else job.run.workers
     return RayEngine(
         task,
-        job.run.max_attempts,
-        _whole_cores(prepared.chain.resources, job.run.cpu_threads),
-        None if count == "auto" else int(count),
+        _resources(prepared.chain.resources, job.run),
+        None if isinstance(count, str) else count,
         address,
     )
 
 
-def _whole_cores(resources: Resources, cpu_threads: int) -> Resources:
-    """Count decode threads as cores: on a CPU job the default is one worker per core."""
-    return replace(resources, cpus=max(resources.cpus, float(cpu_threads)))
+def _resources(needs: Resources, run: RunSpec) -> Resources:
+    """Return what a worker asks the cluster for.
+
+    Decode threads count as cores: on a CPU job the default is one worker per core.
+    """
+    gpus = needs.gpus if run.num_gpus is None else run.num_gpus
+    return replace(needs, cpus=max(needs.cpus, float(run.cpu_threads)), gpus=gpus)
 
 
 def _process(
     state: RunState,
     engine: Engine,
     pending: Sequence[Partition],
-    ledger: Ledger,
+    commits: Committer,
+    held: Lease,
     listener: Listener | None,
 ) -> None:
     for result in engine.run(pending):
+        held.check()
         _check_counts(result)
-        # When another driver was faster its record counts; the shards are the same bytes.
-        with suppress(AlreadyCommittedError):
-            ledger.commit(result)
+        commits.add(result)
         state.add(result)
         if listener is not None:
             listener.committed(result)
@@ -337,7 +403,7 @@ def _check_counts(result: PartitionResult) -> None:
 
 def _check_budget(state: RunState, *, at_end: bool) -> None:
     budget = state.prepared.job.run.max_bad_samples
-    bad, seen = state.num_quarantined, state.num_input
+    bad, seen = state.quarantined.total(), state.num_input
     if isinstance(budget, int):
         exceeded = bad > budget
         allowed = f"{budget:,}"
@@ -346,10 +412,7 @@ def _check_budget(state: RunState, *, at_end: bool) -> None:
         exceeded = judged and bad > budget * seen
         allowed = f"{budget:.3%} of {seen:,}"
     if exceeded:
-        reasons = Counter[str]()
-        for result in state.done.values():
-            reasons.update(result.quarantined)
-        most = ", ".join(f"{name} ({count:,})" for name, count in reasons.most_common(3))
+        most = ", ".join(f"{name} ({count:,})" for name, count in state.quarantined.most_common(3))
         raise BudgetExceededError(
             f"{bad:,} samples are in the quarantine, run.max_bad_samples allows {allowed}: {most}",
             hint=f"look at {join(state.prepared.output, 'quarantine')}, then mend the input or "
@@ -357,31 +420,47 @@ def _check_budget(state: RunState, *, at_end: bool) -> None:
         )
 
 
-def _finish(state: RunState, engine: str) -> RunSummary:
-    """Write index, manifest and report. The manifest comes last: it says the data set is whole."""
+def _finish(state: RunState, records: Ledger, engine: str) -> RunSummary:
+    """Write index, manifest and report. The manifest comes last: it says the data set is whole.
+
+    The records are read from the log once more, since memory should not hold a million of them.
+    """
     prepared, storage = state.prepared, state.prepared.storage
-    results = [state.done[partition.index] for partition in state.partitions]
     written = json.loads(storage.read(join(prepared.output, JOB)))
     token_fields = [n for n, s in prepared.chain.output.items() if s.vocab_size is not None]
-    index = index_bytes(results, token_fields)
+    sums, golden = Sums(), GoldenSamples(len(state.partitions))
+
+    def read() -> Iterator[PartitionResult]:
+        for record in records.records():
+            sums.add(record)
+            golden.add(record)
+            yield record
+
+    index = index_bytes(read(), token_fields)
+    if sums.num_partitions != len(state.partitions):
+        raise IntegrityError(
+            f"{join(prepared.output, ledger.FOLDER)}: {sums.num_partitions:,} partitions are "
+            f"committed, the plan has {len(state.partitions):,}",
+            hint="run the same command again: it does what is missing",
+        )
     manifest = Manifest(
         name=prepared.job.name,
         fingerprint=prepared.fingerprint,
         recipe=written["recipe"],
         operators=written["operators"],
         fields=prepared.chain.output,
-        totals=_totals(results, token_fields),
-        filtered=add_reasons(result.filtered for result in results),
-        quarantined=add_reasons(result.quarantined for result in results),
+        totals=_totals(sums, token_fields),
+        filtered=by_reason(sums.filtered),
+        quarantined=by_reason(sums.quarantined),
         warnings=prepared.warnings,
         random_weights=any(item.get("random_weights") for item in prepared.identities),
-        golden=pick_golden(results),
+        golden=golden.picked(),
         libraries=written["libraries"],
         plan_sha256=written["plan_sha256"],
         index_sha256=hashlib.sha256(index).hexdigest(),
     )
     summary = summarize(
-        results,
+        sums,
         name=prepared.job.name,
         output=prepared.output,
         fingerprint=prepared.fingerprint,
@@ -394,27 +473,27 @@ def _finish(state: RunState, engine: str) -> RunSummary:
     was_whole = _holds(storage, join(prepared.output, MANIFEST), data)
     if was_whole and _holds(storage, join(prepared.output, INDEX), index):
         return summary  # finished before: leave the report of the run that did the work
-    storage.write(join(prepared.output, INDEX), index)
+    with storage.open_write(join(prepared.output, INDEX)) as file:
+        file.write(index)
     storage.write(join(prepared.output, REPORT), summary.to_json())
     storage.write(join(prepared.output, MANIFEST), data)
     return summary
 
 
-def _holds(storage: Storage, uri: str, data: bytes) -> bool:
+def _holds(storage: Storage, uri: str, data: bytes | memoryview) -> bool:
     return storage.stat(uri) is not None and storage.read(uri) == data
 
 
-def _totals(results: Sequence[PartitionResult], token_fields: Sequence[str]) -> dict[str, Any]:
-    shards = [shard for result in results for shard in result.shards]
+def _totals(sums: Sums, token_fields: Sequence[str]) -> dict[str, Any]:
     return {
-        "partitions": len(results),
-        "input_samples": sum(result.num_input for result in results),
-        "samples": sum(result.num_written for result in results),
-        "filtered": sum(result.num_filtered for result in results),
-        "quarantined": sum(result.num_quarantined for result in results),
-        "shards": len(shards),
-        "bytes": sum(shard.num_bytes for shard in shards),
-        "tokens": {name: sum(s.tokens[name] for s in shards) for name in token_fields},
+        "partitions": sums.num_partitions,
+        "input_samples": sums.num_input,
+        "samples": sums.num_written,
+        "filtered": sums.num_filtered,
+        "quarantined": sums.num_quarantined,
+        "shards": sums.num_shards,
+        "bytes": sums.num_bytes,
+        "tokens": {name: sums.tokens[name] for name in token_fields},
     }
 
 

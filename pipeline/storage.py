@@ -7,7 +7,9 @@ import posixpath
 import random
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -124,6 +126,22 @@ class Storage:
                 return local.read_bytes()
         return self._request(uri, _cat)
 
+    def read_many(self, uris: Iterable[str], *, at_once: int = 16) -> Iterator[bytes]:
+        """Yield whole objects in the order of ``uris``. Errors as ``open_read``.
+
+        Args:
+            uris: The objects.
+            at_once: How many are read, or wait to be taken, at a time.
+        """
+        ahead: deque[Future[bytes]] = deque()
+        with ThreadPoolExecutor(at_once, "read") as pool:
+            for uri in uris:
+                ahead.append(pool.submit(self.read, uri))
+                if len(ahead) >= at_once:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
     @contextmanager
     def open_write(self, uri: str) -> Iterator[BinaryIO]:
         """Write an object that appears, whole, when the block ends without an error.
@@ -134,9 +152,7 @@ class Storage:
         """
         with self._our_errors(uri):
             local = self.local_path(uri)
-            draft: _Draft = (
-                _DiskDraft(local) if local is not None else _RemoteDraft(*self._resolve(uri))
-            )
+            draft: _Draft = _RemoteDraft(self, uri) if local is None else _DiskDraft(local)
         try:
             yield cast(BinaryIO, _WriteFile(self, uri, draft.file))
             with self._our_errors(uri):
@@ -515,17 +531,47 @@ class _DiskDraft:
 
 
 class _RemoteDraft:
-    def __init__(self, fs: Any, path: str) -> None:
-        self.file = fs.open(path, "wb", block_size=PART_BYTES)
+    """A small object is sent whole at the end, again when need be; a large one in parts."""
+
+    def __init__(self, storage: Storage, uri: str) -> None:
+        self._storage, self._uri = storage, uri
+        self._small: io.BytesIO | None = io.BytesIO()
+        self._parts: Any = None
+        self.file = self
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        if self._small is None:
+            return int(self._parts.write(data))
+        size = self._small.write(data)
+        if self._small.tell() >= PART_BYTES:
+            fs, path = self._storage._resolve(self._uri)
+            self._parts = fs.open(path, "wb", block_size=PART_BYTES)
+            whole, self._small = self._small.getbuffer(), None
+            self._parts.write(whole)
+        return size
+
+    def tell(self) -> int:
+        return int(self._parts.tell() if self._small is None else self._small.tell())
+
+    def flush(self) -> None:
+        """Parts are sent as they are full."""
 
     def publish(self) -> None:
-        self.file.close()
+        self.closed = True
+        if self._small is None:
+            self._parts.close()
+        else:
+            self._storage.write(self._uri, self._small.getvalue())
 
     def drop(self) -> None:
-        with suppress(Exception):  # when the store is away, its parts stay: see `pipeline gc`
-            self.file.discard()
+        self.closed = True
+        if self._parts is None:
+            return
+        with suppress(Exception):  # when the store is away the parts stay: see `pipeline gc`
+            self._parts.discard()
         with suppress(AttributeError):
-            self.file.closed = True  # do not let the destructor upload half an object
+            self._parts.closed = True  # do not let the destructor upload half an object
 
 
 def _cat(fs: Any, path: str) -> bytes:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,26 +10,31 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from operators.base import FieldSpec
 from pipeline.errors import IntegrityError, TokenmillError
+from pipeline.lease import TTL_S, Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import (
     INDEX,
     MANIFEST,
     DataSet,
+    GoldenSamples,
     Manifest,
     data_set_folder,
     open_data_set,
-    pick_golden,
 )
 from pipeline.plan import build_chain, fingerprint, plan_digest, read_plan
-from pipeline.protocols import GoldenSample, Partition, PartitionResult
+from pipeline.protocols import GoldenSample, Partition
+from pipeline.quarantine import mask_poison
+from pipeline.report.summary import Sums
+from pipeline.runner import JOB
 from pipeline.sinks.arrow import arrow_type
 from pipeline.sources import build_source
 from pipeline.spec import job_from_recipe
 from pipeline.stages import Worker, WorkerTask, row_digest
-from pipeline.storage import Storage, join
+from pipeline.storage import NotFoundError, Storage, join
 
 CHUNK_BYTES = 8 << 20
 
@@ -80,13 +84,16 @@ def verify(uri: str, storage: Storage, *, golden: bool = True) -> Iterator[Findi
     yield Finding("counts add up", _totals_problem(data), redo=())
     yield from _check_plan(data)
     yield from _check_ledger(data)
-    for row in data.shards.to_pylist():
-        yield Finding(row["path"], _shard_problem(data, row), redo=(row["partition"],))
+    for batch in data.shards.to_batches(max_chunksize=1024):
+        for row in batch.to_pylist():
+            yield Finding(row["path"], _shard_problem(data, row), redo=(row["partition"],))
     if golden:
         yield from _check_golden(data)
 
 
-def repair(uri: str, storage: Storage, findings: Iterable[Finding]) -> list[int]:
+def repair(
+    uri: str, storage: Storage, findings: Iterable[Finding], *, ttl_s: float = TTL_S
+) -> list[int]:
     """Take back what is damaged: the next run of the job does it anew, and nothing else.
 
     The data set is unfinished from then on, until that run writes its manifest.
@@ -95,19 +102,43 @@ def repair(uri: str, storage: Storage, findings: Iterable[Finding]) -> list[int]
         uri: The data set.
         storage: How to reach it.
         findings: What ``verify`` found. Those that a repair cannot mend are left alone.
+        ttl_s: How long to watch a lease that is there.
 
     Returns:
         The partitions whose commits were taken back.
+
+    Raises:
+        LeaseError: a run is at work on the folder.
     """
     folder = data_set_folder(uri)
     mend = [found.redo for found in findings if found.problem and found.redo is not None]
+    if not mend:
+        return []
     partitions = sorted({index for redo in mend for index in redo})
-    if mend:
-        storage.remove(join(folder, MANIFEST))  # first: it would vouch for what goes away
-    ledger = Ledger(storage, folder, "")
-    for index in partitions:
-        ledger.withdraw(index)
+    with Lease(storage, folder, ttl_s=ttl_s):
+        manifest = join(folder, MANIFEST)
+        written = Manifest.from_json(storage.read(manifest), manifest)
+        ledger = Ledger(storage, folder, written.fingerprint)
+        ledger.mend()
+        if partitions:
+            ledger.withdraw(partitions)
+        # Last: without it the next run would finish the data set from what the ledger says.
+        storage.remove(manifest)
     return partitions
+
+
+def mend_ledger(uri: str, storage: Storage) -> list[str]:
+    """Keep what can be read of the ledger of a run that is not finished; return what was wrong.
+
+    Raises:
+        LeaseError: a run is at work on the folder.
+    """
+    try:
+        job = json.loads(storage.read(join(uri, JOB)))
+    except NotFoundError:
+        return []
+    with Lease(storage, uri):
+        return Ledger(storage, uri, job["fingerprint"]).mend()
 
 
 def _totals_problem(data: DataSet) -> str | None:
@@ -122,14 +153,18 @@ def _totals_problem(data: DataSet) -> str | None:
     if data.shards.num_rows != totals["shards"]:
         return f"the index has {data.shards.num_rows:,} shards, the manifest {totals['shards']:,}"
     for column, total in (("num_samples", "samples"), ("num_bytes", "bytes")):
-        found = sum(data.shards[column].to_pylist())
+        found = _total(data.shards[column])
         if found != totals[total]:
             return f"the shards have {found:,} {total}, the manifest says {totals[total]:,}"
     for name, count in totals["tokens"].items():
-        found = sum(data.shards[f"tokens.{name}"].to_pylist())
+        found = _total(data.shards[f"tokens.{name}"])
         if found != count:
             return f"the shards have {found:,} {name}, the manifest says {count:,}"
     return None
+
+
+def _total(column: pa.ChunkedArray) -> int:
+    return pc.sum(column).as_py() or 0
 
 
 def _check_plan(data: DataSet) -> Iterator[Finding]:
@@ -142,43 +177,50 @@ def _check_plan(data: DataSet) -> Iterator[Finding]:
 
 
 def _check_ledger(data: DataSet) -> Iterator[Finding]:
-    shards: dict[int, list[tuple[str, str]]] = {}
-    columns = (data.shards[name].to_pylist() for name in ("partition", "path", "sha256"))
-    for index, path, sha256 in zip(*columns, strict=True):
-        shards.setdefault(index, []).append((path, sha256))
-    ledger = Ledger(data.storage, data.uri, data.manifest.fingerprint)
-    records = []
-    for index in range(data.manifest.totals["partitions"]):
-        check = f"commit record of partition {index}"
-        try:
-            record = ledger.record(index)
-        except IntegrityError as error:
-            yield Finding(check, error.message, redo=(index,))
-            continue
-        records.append(record)
-        named = [(shard.path, shard.sha256) for shard in record.shards]
-        differ = named != shards.get(index, [])
-        yield Finding(check, "names other shards than the index" if differ else None, redo=(index,))
-        if record.quarantine is not None:
-            file = record.quarantine
-            problem = _digest_problem(data, file.path, file.num_bytes, file.sha256, "ledger")
-            yield Finding(file.path, problem, redo=(index,))
-    if len(records) == data.manifest.totals["partitions"]:
-        yield Finding(
-            "manifest and ledger agree", _summary_problem(data.manifest, records), redo=()
-        )
+    columns = data.shards.select(["partition", "path", "sha256"]).combine_chunks()
+    partitions = columns["partition"].to_numpy()
+    totals = data.manifest.totals
+    seen: set[int] = set()
+    damage: list[IntegrityError] = []
+    sums, golden = Sums(), GoldenSamples(totals["partitions"])
+    try:
+        records = Ledger(data.storage, data.uri, data.manifest.fingerprint).records(damage.append)
+        for record in records:
+            seen.add(record.partition)
+            sums.add(record)
+            golden.add(record)
+            first, stop = np.searchsorted(partitions, [record.partition, record.partition + 1])
+            rows = columns.slice(first, stop - first).to_pylist()
+            named = [(shard.path, shard.sha256) for shard in record.shards]
+            differ = named != [(row["path"], row["sha256"]) for row in rows]
+            yield Finding(
+                f"commit record of partition {record.partition}",
+                "names other shards than the index" if differ else None,
+                redo=(record.partition,),
+            )
+            if record.quarantine is not None:
+                file = record.quarantine
+                problem = _digest_problem(data, file.path, file.num_bytes, file.sha256, "ledger")
+                yield Finding(file.path, problem, redo=(record.partition,))
+    except IntegrityError as error:  # of another version or run: nothing is damaged
+        yield Finding("ledger", error.message)
+        return
+    for found in damage:
+        yield Finding("ledger", found.message, redo=())
+    for index in range(totals["partitions"]):
+        if index not in seen:
+            yield Finding(f"commit record of partition {index}", "there is none", redo=(index,))
+    if len(seen) == totals["partitions"]:
+        problem = _summary_problem(data.manifest, sums, golden)
+        yield Finding("manifest and ledger agree", problem, redo=())
 
 
-def _summary_problem(manifest: Manifest, records: Sequence[PartitionResult]) -> str | None:
-    filtered, quarantined = Counter[str](), Counter[str]()
-    for record in records:
-        filtered.update(record.filtered)
-        quarantined.update(record.quarantined)
+def _summary_problem(manifest: Manifest, sums: Sums, golden: GoldenSamples) -> str | None:
     for name, said, found in (
-        ("input_samples", manifest.totals["input_samples"], sum(r.num_input for r in records)),
-        ("filtered", dict(manifest.filtered), dict(filtered)),
-        ("quarantined", dict(manifest.quarantined), dict(quarantined)),
-        ("golden", _plain(manifest.golden), _plain(pick_golden(records))),
+        ("input_samples", manifest.totals["input_samples"], sums.num_input),
+        ("filtered", dict(manifest.filtered), dict(sums.filtered)),
+        ("quarantined", dict(manifest.quarantined), dict(sums.quarantined)),
+        ("golden", _plain(manifest.golden), _plain(golden.picked())),
     ):
         if said != found:
             return f"{name}: the manifest says {said}, the commit records {found}"
@@ -344,9 +386,11 @@ def _check_golden(data: DataSet) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory() as folder:
             worker = Worker(WorkerTask(job, now, folder, "verify", data.storage, urls))
             try:
-                partitions = {p.index: p for p in read_plan(data.storage, data.uri, urls)}
+                partitions = read_plan(data.storage, data.uri, urls)
                 for golden in data.manifest.golden:
-                    yield _golden_finding(worker, folder, partitions[golden.partition], golden)
+                    planned = partitions[golden.partition]
+                    partition = mask_poison(data.storage, data.uri, planned)
+                    yield _golden_finding(worker, folder, partition, golden)
             finally:
                 worker.close()
     except TokenmillError as error:

@@ -6,19 +6,20 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.protocols import Engine, Partition, PartitionResult
 from pipeline.report.summary import RunSummary
 from pipeline.runner import prepare, run
 from pipeline.spec import JobSpec, parse_job
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_DATA = ("_ledger/", "report.json")
+NOT_DATA = ("_ledger/", "_lease/", "report.json")
 """What tells times and workers, and so differs from run to run."""
 
 
@@ -134,6 +135,22 @@ def run_inline(job: Mapping[str, Any], **options: Any) -> RunSummary:
     return run(prepare(parse(job)), engine="inline", **options)
 
 
+class AtBegin:
+    """A listener that does something after the plan was written and before anything is read."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+
+    def waiting(self, who: str) -> None:
+        """Nobody else is at work."""
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        self._do()
+
+    def committed(self, result: PartitionResult) -> None:
+        """It is enough to have begun."""
+
+
 def command(job: Mapping[str, Any], folder: Path, *options: str) -> list[str]:
     """Write a job file and return the command that runs it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,9 +190,24 @@ def data_files(output: Path) -> dict[str, bytes]:
 
 
 def ledger_files(output: Path) -> dict[str, tuple[int, bytes]]:
-    """Return name -> modification time (ns) and bytes of the commit records."""
-    records = sorted((output / "_ledger").glob("[0-9]*.json"))
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in records}
+    """Return name -> modification time (ns) and bytes of the ledger's segments."""
+    segments = sorted((output / "_ledger").glob("[0-9]*.jsonl"))
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in segments}
+
+
+def commit_records(output: Path) -> dict[int, dict[str, Any]]:
+    """Return partition -> its commit record; there must not be two."""
+    found: dict[int, dict[str, Any]] = {}
+    for _, data in ledger_files(output).values():
+        for line in data.decode().split("\n")[1:-1]:
+            record = json.loads(line)
+            if "withdrawn" in record:
+                for partition in record["withdrawn"]:
+                    del found[partition]
+            else:
+                assert record["partition"] not in found, "committed twice"
+                found[record["partition"]] = record
+    return dict(sorted(found.items()))
 
 
 def quarantined(output: Path) -> list[dict[str, Any]]:

@@ -93,6 +93,6 @@ def write_data_set(
         plan_sha256="0" * 64,
         index_sha256=hashlib.sha256(index_data).hexdigest(),
     )
-    storage.write(join(output, INDEX), index_data)
+    storage.write(join(output, INDEX), bytes(index_data))
     storage.write(join(output, MANIFEST), manifest.to_json())
     return output

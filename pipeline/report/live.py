@@ -34,18 +34,22 @@ class LiveView:
         self._logger: threading.Thread | None = None
         self._started = time.monotonic()
         self._finished: dict[str, StageCounts] = {}
-        self._sizes: dict[int, int] = {}
+        self._partitions: Sequence[Partition] = ()
         self._num_done = 0
         self._num_bad = 0
         self._bytes_left = 0
         self._bytes_now = 0
 
+    def waiting(self, message: str) -> None:
+        """Say whom the run waits for."""
+        self._console.print(message, soft_wrap=True, markup=False)
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         """Start showing; ``done`` are partitions of earlier runs."""
         self._engine, self._started = engine, time.monotonic()
-        self._sizes = {p.index: p.num_bytes for p in partitions}
+        self._partitions = partitions
         self._num_done = len(done)
-        self._bytes_left = sum(s for index, s in self._sizes.items() if index not in done)
+        self._bytes_left = sum(p.num_bytes for p in partitions if p.index not in done)
         if self._console.is_terminal:
             self._live = Live(
                 get_renderable=self._render,
@@ -65,7 +69,7 @@ class LiveView:
         self._finished = add_counts(self._finished, result.stages)
         self._num_done += 1
         self._num_bad += result.num_quarantined
-        self._bytes_now += self._sizes[result.partition]
+        self._bytes_now += self._partitions[result.partition].num_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +100,7 @@ class LiveView:
             head.add_column(no_wrap=True)
         head.add_row(
             ProgressBar(total=max(self._bytes_left, 1), completed=done, width=width),
-            f"{self._num_done:,} of {len(self._sizes):,} partitions",
+            f"{self._num_done:,} of {len(self._partitions):,} partitions",
             f"{duration(elapsed)}",
             f"left {self._left(elapsed, done)}",
             f"{workers} worker{'s' if workers > 1 else ''}",
@@ -113,7 +117,7 @@ class LiveView:
             left = self._left(elapsed, self._bytes_done(running))
             read, write = (counts.get(name, StageCounts()) for name in ("read", "write"))
             self._console.print(
-                f"{duration(elapsed)}: {self._num_done:,} of {len(self._sizes):,} partitions, "
+                f"{duration(elapsed)}: {self._num_done:,} of {len(self._partitions):,} partitions, "
                 f"{write.samples:,} samples written ({write.samples / elapsed:,.1f}/s), "
                 f"{size(read.num_bytes / elapsed)}/s read, {write.tokens / elapsed:,.0f} tokens/s, "
                 f"{self._num_bad:,} quarantined, left {left}",

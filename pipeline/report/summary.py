@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,8 +92,96 @@ class RunSummary:
         return cls(**raw)
 
 
+@dataclass(slots=True)
+class Sums:
+    """What commit records add up to; they are added one by one, and none is kept.
+
+    Attributes:
+        num_partitions: Records that were added.
+        num_input, num_written: Samples read, rows written.
+        filtered, quarantined: Reason -> samples.
+        tokens: Token field -> ids written.
+        num_shards, num_bytes: What was written.
+        workers: Who did it.
+        stages: Stage name -> what it did, in order.
+    """
+
+    num_partitions: int = 0
+    num_input: int = 0
+    num_written: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    num_shards: int = 0
+    num_bytes: int = 0
+    workers: set[str] = field(default_factory=set)
+    stages: "dict[str, StageSums]" = field(default_factory=dict)
+
+    @property
+    def num_filtered(self) -> int:
+        """Samples that filters dropped."""
+        return self.filtered.total()
+
+    @property
+    def num_quarantined(self) -> int:
+        """Samples that could not be used."""
+        return self.quarantined.total()
+
+    def add(self, result: PartitionResult) -> None:
+        """Add a commit record."""
+        self.num_partitions += 1
+        self.num_input += result.num_input
+        self.num_written += result.num_written
+        _add(self.filtered, result.filtered)
+        _add(self.quarantined, result.quarantined)
+        for shard in result.shards:
+            self.num_shards += 1
+            self.num_bytes += shard.num_bytes
+            _add(self.tokens, shard.tokens)
+        self.workers.add(result.worker)
+        for name, counts in result.stages.items():
+            sums = self.stages.get(name)
+            if sums is None:
+                sums = self.stages[name] = StageSums()
+            sums.add(counts)
+
+    def figures(self) -> list[StageFigures]:
+        """Return the figures of every stage.
+
+        A worker reads its next partition while it writes the last, so partition seconds overlap;
+        the time of a stage's threads is therefore what it was busy, starved and blocked, together.
+        """
+        return [_figures(name, sums, len(self.workers)) for name, sums in self.stages.items()]
+
+
+@dataclass(slots=True)
+class StageSums:
+    """``StageCounts`` of many partitions, added in place: a run has a million of them."""
+
+    samples: int = 0
+    num_bytes: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+    starved_s: float = 0.0
+    blocked_s: float = 0.0
+    threads: int = 1
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def add(self, counts: StageCounts) -> None:
+        """Add what one partition's stage did."""
+        self.samples += counts.samples
+        self.num_bytes += counts.num_bytes
+        self.tokens += counts.tokens
+        self.busy_s += counts.busy_s
+        self.starved_s += counts.starved_s
+        self.blocked_s += counts.blocked_s
+        self.threads = max(self.threads, counts.threads)
+        for step, seconds in counts.steps.items():
+            self.steps[step] = self.steps.get(step, 0.0) + seconds
+
+
 def summarize(
-    results: Sequence[PartitionResult],
+    sums: Sums,
     *,
     name: str,
     output: str,
@@ -103,81 +191,56 @@ def summarize(
     engine: str,
     warnings: Sequence[str],
 ) -> RunSummary:
-    """Sum commit records up; they carry their own times, so earlier runs count too."""
-    shards = [shard for result in results for shard in result.shards]
-    tokens: Counter[str] = Counter()
-    for shard in shards:
-        tokens.update(shard.tokens)
+    """Return the figures of a run; records carry their own times, so earlier runs count too."""
     return RunSummary(
         name=name,
         output=output,
         fingerprint=fingerprint,
         engine=engine,
         warnings=list(warnings),
-        num_partitions=len(results),
+        num_partitions=sums.num_partitions,
         num_resumed=num_resumed,
-        num_workers=len({result.worker for result in results}),
+        num_workers=len(sums.workers),
         wall_s=round(time.time() - started_at, 3),
-        input_samples=sum(result.num_input for result in results),
-        samples=sum(result.num_written for result in results),
-        filtered=sum(result.num_filtered for result in results),
-        quarantined=sum(result.num_quarantined for result in results),
-        filtered_by=add_reasons(result.filtered for result in results),
-        quarantined_by=add_reasons(result.quarantined for result in results),
-        tokens=dict(tokens),
-        num_shards=len(shards),
-        num_bytes=sum(shard.num_bytes for shard in shards),
-        stages=stage_figures(results),
+        input_samples=sums.num_input,
+        samples=sums.num_written,
+        filtered=sums.num_filtered,
+        quarantined=sums.num_quarantined,
+        filtered_by=by_reason(sums.filtered),
+        quarantined_by=by_reason(sums.quarantined),
+        tokens=dict(sums.tokens),
+        num_shards=sums.num_shards,
+        num_bytes=sums.num_bytes,
+        stages=sums.figures(),
     )
 
 
-def stage_figures(results: Sequence[PartitionResult]) -> list[StageFigures]:
-    """Return the figures of every stage over finished partitions.
-
-    A worker reads its next partition while it writes the last, so partition seconds overlap;
-    the time of a stage's threads is therefore what it was busy, starved and blocked, together.
-    """
-    names = list(dict.fromkeys(name for result in results for name in result.stages))
-    workers = len({result.worker for result in results})
-    return [
-        _figures(name, [r.stages[name] for r in results if name in r.stages], workers)
-        for name in names
-    ]
+def by_reason(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts sorted by reason."""
+    return dict(sorted(counts.items()))
 
 
-def _figures(name: str, parts: Sequence[StageCounts], workers: int) -> StageFigures:
-    threads = max(part.threads for part in parts)
-    busy_s = sum(part.busy_s for part in parts)
-    starved_s = sum(part.starved_s for part in parts)
-    blocked_s = sum(part.blocked_s for part in parts)
+def _add(total: Counter[str], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        total[name] += count
+
+
+def _figures(name: str, sums: StageSums, workers: int) -> StageFigures:
+    threads = sums.threads
     # Busy seconds add up over threads, waiting is measured once for all of them.
-    thread_s = max(busy_s / threads + starved_s + blocked_s, 1e-9)
-    steps: Counter[str] = Counter()
-    for part in parts:
-        steps.update(part.steps)
-    samples = sum(part.samples for part in parts)
-    size = sum(part.num_bytes for part in parts)
-    tokens = sum(part.tokens for part in parts)
-    total_steps = sum(steps.values()) or 1.0
+    thread_s = max(sums.busy_s / threads + sums.starved_s + sums.blocked_s, 1e-9)
+    total_steps = sum(sums.steps.values()) or 1.0
     return StageFigures(
         name=name,
-        samples=samples,
-        num_bytes=size,
-        tokens=tokens,
-        samples_per_s=round(samples * workers / thread_s, 1),
-        bytes_per_s=round(size * workers / thread_s, 1),
-        tokens_per_s=round(tokens * workers / thread_s, 1),
-        busy=round(busy_s / threads / thread_s, 4),
-        starved=round(starved_s / thread_s, 4),
-        blocked=round(blocked_s / thread_s, 4),
+        samples=sums.samples,
+        num_bytes=sums.num_bytes,
+        tokens=sums.tokens,
+        samples_per_s=round(sums.samples * workers / thread_s, 1),
+        bytes_per_s=round(sums.num_bytes * workers / thread_s, 1),
+        tokens_per_s=round(sums.tokens * workers / thread_s, 1),
+        busy=round(sums.busy_s / threads / thread_s, 4),
+        starved=round(sums.starved_s / thread_s, 4),
+        blocked=round(sums.blocked_s / thread_s, 4),
         threads=threads,
-        steps={step: round(seconds / total_steps, 4) for step, seconds in steps.items()},
+        steps={step: round(seconds / total_steps, 4) for step, seconds in sums.steps.items()},
     )
-
-
-def add_reasons(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Add up counts by reason, sorted by reason."""
-    total: Counter[str] = Counter()
-    for item in counts:
-        total.update(item)
-    return dict(sorted(total.items()))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.lease import Lease
+from pipeline.storage import Storage
 from tests.e2e.command_line import CommandLine, pipeline
 from tests.e2e.photo_job import write_corpus, write_job
 
@@ -109,7 +111,7 @@ def test_gc_removes_what_no_commit_names(run: CommandLine) -> None:
         out / "shards/0000001-001.arrow",
         out / "shards/.0000000-000.arrow.x.tmp",
         out / "quarantine/0000000.jsonl",
-        out / "_ledger/.0000000.json.x.tmp",
+        out / "_ledger/.0000002.jsonl.x.tmp",
     ]
     before = {path: path.read_bytes() for path in files(out)}
     for path in left:
@@ -140,6 +142,16 @@ def test_gc_of_an_unfinished_run_must_be_asked_for(run: CommandLine) -> None:
     assert not (out / "shards/0000001-001.arrow").exists()
     assert run("run", "job.yaml", "--engine", "inline") == 0
     assert run("verify", "out") == 0
+
+
+def test_gc_leaves_a_run_at_work_alone(run: CommandLine) -> None:
+    out = run.folder / "out"
+    (out / "shards/0000001-001.arrow").write_bytes(b"half")
+    with Lease(Storage(), str(out), ttl_s=0.4):
+        assert run("gc", "out") == 8
+        assert "out: another run is at work on it: process " in run.err
+        assert (out / "shards/0000001-001.arrow").exists()
+        assert run("gc", "out", "--dry-run") == 0
 
 
 def files(folder: Path) -> list[Path]:

@@ -109,8 +109,9 @@ def test_a_password_in_a_url_is_used_and_written_nowhere(
     assert run_inline(job).samples == 150
     before = data_files(output)
     (output / "manifest.json").unlink()
-    (output / "_ledger" / "0000001.json").unlink()
-    assert run_inline(job).num_resumed == 2  # what the plan left out came from the job
+    for segment in (output / "_ledger").iterdir():
+        segment.unlink()
+    assert run_inline(job).num_resumed == 0  # what the plan left out came from the job
     assert data_files(output) == before
     for path in output.rglob("*"):
         assert path.is_dir() or b"sesame" not in path.read_bytes(), path

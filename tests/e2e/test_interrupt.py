@@ -5,6 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.corpus import commit_records
 from tests.e2e.command_line import PIPELINE, environment, pipeline
 from tests.e2e.photo_job import JOB, write_corpus, write_job
 
@@ -29,13 +30,13 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
         # Whoever runs the tests in the background has told their children to ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not any((tmp_path / "out/_ledger").glob("*.json")) and run.poll() is None:
+    while not commit_records(tmp_path / "out") and run.poll() is None:
         time.sleep(0.005)
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=60)
     assert run.returncode == 130, told
     assert told == "stopped; run the same command again to go on\n"
-    num_done = len(list((tmp_path / "out/_ledger").glob("*.json")))
+    num_done = len(commit_records(tmp_path / "out"))
     assert 1 <= num_done < NUM_TARS
     assert not (tmp_path / "out/manifest.json").exists()
 

@@ -14,13 +14,15 @@ import pytest
 
 from operators import registry
 from operators.text.byte_text import ByteText
+from pipeline.errors import LeaseError
+from pipeline.lease import Lease
 from pipeline.storage import Storage
 from pipeline.verify import CHUNK_BYTES, Finding, repair, verify
+from tests.corpus import commit_records, ledger_files
 from tests.e2e.command_line import CommandLine
 from tests.e2e.photo_job import write_corpus, write_job
 
 SHARD = "shards/0000001-000.arrow"
-RECORD = "_ledger/0000001.json"
 QUARANTINE = "quarantine/0000001.jsonl"
 
 
@@ -74,17 +76,54 @@ def remove_index(out: Path) -> None:
 
 
 def remove_record(out: Path) -> None:
-    (out / RECORD).unlink()
+    segment, line = record(out)
+    head, *lines = segment.read_text().split("\n")
+    lines.remove(line)
+    about = {**json.loads(head), "lines": len(lines) - 1}  # the last is empty: the end of the file
+    segment.write_text("\n".join([json.dumps(about), *lines]))
+
+
+def remove_segment(out: Path) -> None:
+    record(out)[0].unlink()
 
 
 def cut_record(out: Path) -> None:
-    (out / RECORD).write_text((out / RECORD).read_text()[:-9])
+    replace_record(out, lambda line: line[:-9])
+
+
+def cut_segment(out: Path) -> None:
+    segment, line = record(out)
+    text = segment.read_text()
+    segment.write_text(text[: text.index(line) + 9])
+
+
+def empty_segment(out: Path) -> None:
+    segment, _ = record(out)
+    segment.write_bytes(bytes(segment.stat().st_size))
 
 
 def edit_record(out: Path) -> None:
-    record = json.loads((out / RECORD).read_text())
-    record["shards"][0]["sha256"] = "0" * 64
-    (out / RECORD).write_text(json.dumps(record))
+    def other(line: str) -> str:
+        found = json.loads(line)
+        found["shards"][0]["sha256"] = "0" * 64
+        return json.dumps(found)
+
+    replace_record(out, other)
+
+
+def record(out: Path, partition: int = 1) -> tuple[Path, str]:
+    """Return the segment of a partition's commit record, and its line."""
+    return next(
+        (path, line)
+        for path in sorted((out / "_ledger").glob("*.jsonl"))
+        for line in path.read_text().split("\n")
+        if json.loads(line or "{}").get("partition") == partition
+    )
+
+
+def replace_record(out: Path, change: Callable[[str], str]) -> None:
+    segment, line = record(out)
+    segment.write_text(segment.read_text().replace(line, change(line)))
 
 
 def edit_ids(out: Path) -> None:
@@ -133,8 +172,11 @@ DAMAGE: dict[Callable[[Path], None], str] = {
     edit_golden: "wrong    manifest and ledger agree: golden: the manifest says {'0-0'",
     flip_index: "wrong    manifest and index belong together: out/index.arrow: sha256 ",
     remove_index: "wrong    manifest and index belong together: out/index.arrow: no such object",
-    remove_record: f"wrong    commit record of partition 1: out/{RECORD}: no such object",
-    cut_record: f"wrong    commit record of partition 1: out/{RECORD}: not a commit record",
+    remove_record: "wrong    commit record of partition 1: there is none",
+    remove_segment: "wrong    commit record of partition 1: there is none",
+    cut_record: ": not a commit record (",
+    cut_segment: ": the line is cut",
+    empty_segment: "line 1: not the head of a segment (",
     edit_record: "wrong    commit record of partition 1: names other shards than the index",
     edit_ids: f"wrong    {SHARD}: field 'image_tokens' holds id 64,000, the vocabulary is 64,000",
     edit_dtype: f"wrong    {SHARD}: field 'caption_tokens' is list<item: uint16>, expected list",
@@ -173,11 +215,39 @@ def test_edited_golden_sample_is_encoded_again(run: CommandLine) -> None:
 
 def test_repair_touches_only_what_is_damaged(run: CommandLine) -> None:
     flip_shard(run.folder / "out")
-    kept = (run.folder / "out/_ledger/0000000.json").stat().st_mtime_ns
+    out = run.folder / "out"
+    segments, records = ledger_files(out), commit_records(out)
     assert run("verify", "out", "--repair") == 5
     assert "took back the manifest and 1 commit records" in run.err
-    assert not (run.folder / "out" / RECORD).exists()
-    assert (run.folder / "out/_ledger/0000000.json").stat().st_mtime_ns == kept
+    assert commit_records(out) == {0: records[0]}
+    assert ledger_files(out).items() > segments.items()
+
+
+def test_ledger_of_an_unfinished_run_is_mended(run: CommandLine) -> None:
+    out = run.folder / "out"
+    before, records = contents(out), commit_records(out)
+    (out / "manifest.json").unlink()
+    cut_record(out)
+    assert run("run", "job.yaml", "--engine", "inline") == 5
+    assert ": not a commit record (" in run.err
+    assert "do: `pipeline verify out --repair` keeps what can be read of the ledger" in run.err
+    assert run("verify", "out", "--repair") == 5
+    assert "do: run the job again: it does anew what is missing" in run.err
+    assert commit_records(out) == {0: records[0]}
+    assert run("verify", "out", "--repair") == 5
+    assert "the run is not finished" in run.err
+    assert run("run", "job.yaml", "--engine", "inline") == 0
+    assert "1 of 2 partitions are done already" in run.out
+    assert contents(out) == before
+
+
+def test_repair_waits_for_no_run_at_work(run: CommandLine) -> None:
+    out = run.folder / "out"
+    flip_shard(out)
+    before, records = contents(out), ledger_files(out)
+    with Lease(Storage(), str(out), ttl_s=0.4), pytest.raises(LeaseError, match="at work on it"):
+        repair(str(out), Storage(), [Finding(SHARD, "damaged", redo=(1,))], ttl_s=0.4)
+    assert (contents(out), ledger_files(out)) == (before, records)
 
 
 def test_repair_of_a_right_data_set_changes_nothing(run: CommandLine) -> None:
@@ -313,9 +383,13 @@ def rewrite_shard(out: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 def match_hashes(out: Path) -> None:
     """Make the record, the index and the manifest name the shard as it is now."""
     data = (out / SHARD).read_bytes()
-    record = json.loads((out / RECORD).read_text())
-    record["shards"][0].update(num_bytes=len(data), sha256=sha256(data))
-    (out / RECORD).write_text(json.dumps(record))
+
+    def match(line: str) -> str:
+        found = json.loads(line)
+        found["shards"][0].update(num_bytes=len(data), sha256=sha256(data))
+        return json.dumps(found)
+
+    replace_record(out, match)
 
     index = pa.ipc.open_file(io.BytesIO((out / "index.arrow").read_bytes())).read_all()
     rows = index.to_pylist()

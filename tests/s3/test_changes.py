@@ -1,26 +1,15 @@
 """Input on S3 that changes after the plan: refused, and a resume once it is back."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline import runner
 from pipeline.errors import IntegrityError, TokenmillError
-from pipeline.protocols import Engine, Partition, PartitionResult
 from pipeline.storage import NotFoundError, Storage
+from tests.corpus import AtBegin
 from tests.s3 import text_job
-
-
-class Change:
-    def __init__(self, change: Callable[[], None]) -> None:
-        self._change = change
-
-    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
-        self._change()
-
-    def committed(self, result: PartitionResult) -> None:
-        """It is enough to have begun."""
 
 
 def other_size(storage: Storage, uri: str) -> None:
@@ -66,7 +55,7 @@ def test_input_that_changes_after_the_plan(
 
     with pytest.raises(error, match=f"{victim}: {says}") as found:
         runner.run(
-            runner.prepare(job), engine="inline", listener=Change(lambda: change(s3, victim))
+            runner.prepare(job), engine="inline", listener=AtBegin(lambda: change(s3, victim))
         )
     assert found.value.exit_code == 5
     left = text_job.data_of(f"{bucket}/out", s3)

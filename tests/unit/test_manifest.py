@@ -1,11 +1,15 @@
 """The manifest: it comes back as written, and refuses what it does not understand."""
 
 import json
+import random
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from operators.base import FieldSpec
 from pipeline.errors import IntegrityError
@@ -13,10 +17,10 @@ from pipeline.manifest import (
     GOLDEN_SAMPLES,
     INDEX,
     MANIFEST,
+    GoldenSamples,
     Manifest,
     index_bytes,
     open_data_set,
-    pick_golden,
 )
 from pipeline.protocols import GoldenSample, PartitionResult, RowRange, Shard
 from pipeline.storage import NotFoundError
@@ -117,13 +121,45 @@ def test_index_lists_every_shard(folder: Path) -> None:
 def test_index_depends_on_its_records_alone() -> None:
     shard = Shard("shards/a.arrow", 1, "00", 2, {"image": 3}, (RowRange("a", 0, 2),))
     records = [result(0, (shard,)), result(1), result(2, (shard, shard))]
-    assert index_bytes(records, ["image"]) == index_bytes(iter(records), ["image"])
+    data = index_bytes(records, ["image"])
+    assert index_bytes(iter(records), ["image"]) == data
+    assert index_bytes(records[::-1], ["image"]) == data
     assert index_bytes([], ["image"]) != index_bytes([], ["text"])
 
 
 def test_golden_samples_are_spread_over_the_partitions() -> None:
-    few = [result(i) for i in range(3)]
-    assert [sample.partition for sample in pick_golden(few)] == [0, 1, 2]
+    assert golden_of([result(i) for i in range(3)], 3) == [0, 1, 2]
     many = [result(i) for i in range(80)]
-    assert [s.partition for s in pick_golden(many)] == list(range(0, 80, 80 // GOLDEN_SAMPLES))
-    assert pick_golden([replace(result(0), golden=None)]) == []
+    assert golden_of(many, 80) == list(range(0, 80, 80 // GOLDEN_SAMPLES))
+    assert golden_of([replace(result(0), golden=None)], 1) == []
+    none_before = [replace(found, golden=None) for found in many[:5]] + many[5:]
+    assert golden_of(none_before, 80) == [5, *range(10, 80, 10)]
+
+
+@given(
+    num=st.integers(0, 40),
+    empty=st.sets(st.integers(0, 39)),
+    order=st.randoms(use_true_random=False),
+)
+def test_golden_samples_do_not_depend_on_the_order_of_commits(
+    num: int, empty: set[int], order: random.Random
+) -> None:
+    records = [
+        replace(r, golden=None) if r.partition in empty else r for r in map(result, range(num))
+    ]
+    picked = golden_of(records, num)
+    with_rows = [r.partition for r in records if r.golden is not None]
+    assert picked == sorted(set(picked))
+    assert set(picked) <= set(with_rows)
+    assert len(picked) >= min(len(with_rows), 1)
+    if num <= GOLDEN_SAMPLES:
+        assert picked == with_rows
+    order.shuffle(records)
+    assert golden_of(records, num) == picked
+
+
+def golden_of(records: Sequence[PartitionResult], num_partitions: int) -> list[int]:
+    golden = GoldenSamples(num_partitions)
+    for found in records:
+        golden.add(found)
+    return [sample.partition for sample in golden.picked()]

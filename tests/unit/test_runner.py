@@ -1,8 +1,7 @@
 """A run's life: begin, refuse, go on, start again, judge, finish."""
 
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,25 @@ from typing import Any
 import pytest
 
 from pipeline import runner
+from pipeline.committer import Committer
 from pipeline.engines.inline import InlineEngine
 from pipeline.errors import (
     BudgetExceededError,
     FingerprintMismatchError,
     IntegrityError,
+    LeaseError,
     SetupError,
     SpecError,
     TokenmillError,
 )
+from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import open_data_set
 from pipeline.plan import plan_digest, read_plan, write_plan
 from pipeline.protocols import Partition, PartitionResult, SourceFile, SourceRange
 from pipeline.storage import Storage
 from tests.corpus import (
+    commit_records,
     data_files,
     ledger_files,
     manifest,
@@ -50,10 +53,12 @@ def out(tmp_path: Path) -> Path:
 def test_a_run_leaves_exactly_these_files(job: dict[str, Any], out: Path) -> None:
     summary = run_inline(job)
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert files == {
+    segments = {file for file in files if file.startswith("_ledger/")}
+    assert list(commit_records(out)) == [0, 1, 2]
+    assert segments == {f"_ledger/{name}" for name in ledger_files(out)}
+    assert files - segments == {
         "_job.json",
         "_plan.jsonl",
-        *(f"_ledger/{i:07d}.json" for i in range(3)),
         *(f"shards/{i:07d}-000.arrow" for i in range(3)),
         "index.arrow",
         "manifest.json",
@@ -67,24 +72,25 @@ def test_a_run_leaves_exactly_these_files(job: dict[str, Any], out: Path) -> Non
 
 def test_a_finished_run_is_left_alone(job: dict[str, Any], out: Path) -> None:
     run_inline(job)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     summary = run_inline(job)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert after == before
     assert summary.num_resumed == 3
 
 
 def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the driver stop when it is about to commit partition number ``count``."""
-    commit = Ledger.commit
+    add = Committer.add
     done: list[int] = []
 
-    def stopping(self: Ledger, result: PartitionResult) -> None:
+    def stopping(self: Committer, result: PartitionResult) -> None:
         if len(done) == count:
             raise KeyboardInterrupt
         done.append(result.partition)
-        commit(self, result)
+        add(self, result)
 
-    monkeypatch.setattr(Ledger, "commit", stopping)
+    monkeypatch.setattr(Committer, "add", stopping)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -96,13 +102,14 @@ def test_stopped_and_run_again_gives_the_same(
         stop_after(count, patch)
         with pytest.raises(KeyboardInterrupt):
             run_inline(job)
-    before = ledger_files(out)
-    assert len(before) == count
+    before, had = ledger_files(out), commit_records(out)
+    assert len(had) == count
     assert not (out / "manifest.json").exists()
     summary = run_inline(job)
     assert (summary.num_resumed, summary.num_partitions) == (count, 3)
     after = ledger_files(out)
     assert {name: after[name] for name in before} == before
+    assert commit_records(out).items() >= had.items()
     assert data_files(out) == data_files(tmp_path / "whole")
 
 
@@ -176,6 +183,41 @@ def test_fresh_starts_again(job: dict[str, Any], out: Path) -> None:
     assert run_inline(other, fresh=True).num_resumed == 0
     assert manifest(out)["totals"]["samples"] == 4
     assert [path.name for path in (out / "shards").iterdir()] == ["0000000-000.arrow"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_output_that_another_run_is_at_work_on_is_left_alone(
+    job: dict[str, Any], out: Path, fresh: bool
+) -> None:
+    run_inline(job)
+    before = data_files(out)
+    with Lease(Storage(), str(out), ttl_s=0.4) as held:
+        with pytest.raises(LeaseError, match=f"{out}: another run is at work on it: process "):
+            run_inline(job, fresh=fresh)
+        held.check()
+    assert data_files(out) == before
+
+
+def test_a_run_whose_lease_is_lost_stops(
+    job: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has committed stays, and it writes no manifest."""
+    lost = LeaseError("another run took it over")
+    original = Committer.add
+
+    def losing(self: Committer, result: PartitionResult) -> None:
+        original(self, result)
+        monkeypatch.setattr(Lease, "check", lambda self: fail(lost))
+
+    monkeypatch.setattr(Committer, "add", losing)
+    with pytest.raises(LeaseError):
+        run_inline(job)
+    assert list(commit_records(out)) == [0]
+    assert not (out / "manifest.json").exists()
+
+
+def fail(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize("foreign", ["notes.txt", "data/a.arrow", ".manifest.json", ".ssh/key.tmp"])
@@ -263,7 +305,7 @@ def test_counts_that_do_not_add_up_are_not_committed(
     message = r"10 samples read, but 9 written \+ 0 filtered \+ 0 quarantined = 9"
     with pytest.raises(IntegrityError, match=message):
         run_inline(job)
-    assert ledger_files(out) == {}
+    assert commit_records(out) == {}
 
 
 def test_a_faster_drivers_record_counts(
@@ -272,15 +314,17 @@ def test_a_faster_drivers_record_counts(
     """Two drivers on one folder: nobody's record is replaced, both finish."""
     original = Ledger.commit
 
-    def raced(self: Ledger, result: PartitionResult) -> None:
-        if result.partition == 1:
-            original(self, replace(result, worker="the other driver's"))
-        original(self, result)
+    def raced(self: Ledger, results: Sequence[PartitionResult]) -> None:
+        for result in results:
+            if result.partition == 1:
+                other = Ledger(Storage(), str(out), self._fingerprint)
+                original(other, [replace(result, worker="the other driver's")])
+        original(self, results)
 
     monkeypatch.setattr(Ledger, "commit", raced)
     assert run_inline(job).samples == 30
-    records = [json.loads(data) for _, data in ledger_files(out).values()]
-    assert [record["worker"] for record in records] == ["inline", "the other driver's", "inline"]
+    workers = [record["worker"] for record in commit_records(out).values()]
+    assert workers == ["inline", "the other driver's", "inline"]
     assert len(open_data_set(str(out)).shards) == 3
 
 
@@ -423,7 +467,7 @@ def test_a_count_stops_the_run_as_soon_as_it_is_exceeded(job: dict[str, Any], ou
     for _ in range(2):  # the second time nothing more is done
         with pytest.raises(BudgetExceededError, match=r"2 samples .* allows 1: read: InvalidJson"):
             run_inline(job)
-        assert len(ledger_files(out)) == 1
+        assert len(commit_records(out)) == 1
     job["run"] = {"max_bad_samples": 6}
     summary = run_inline(job)
     assert (summary.num_resumed, summary.quarantined, summary.samples) == (1, 6, 24)
@@ -443,7 +487,7 @@ def test_a_share_is_judged_early_in_a_large_run(
     job["run"] = {"max_bad_samples": 0.4}
     with pytest.raises(BudgetExceededError, match=r"9 samples .* allows 40\.000% of 20:"):
         run_inline(job)
-    assert len(ledger_files(out)) == 2
+    assert len(commit_records(out)) == 2
 
 
 def test_the_message_names_the_most_frequent_reasons_and_where_to_look(
@@ -462,6 +506,9 @@ def test_a_listener_hears_of_every_commit(job: dict[str, Any]) -> None:
     heard: list[Any] = []
 
     class Listener:
+        def waiting(self, message: str) -> None:
+            raise AssertionError(message)
+
         def begin(self, partitions: Any, done: Any, engine: Any) -> None:
             heard.append((len(partitions), set(done), engine.num_workers))
 

@@ -37,6 +37,30 @@ def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new" / "folder") == ["a"]
 
 
+def test_many_objects_come_in_order_and_not_all_at_once(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [str(tmp_path / f"{i}") for i in range(50)]
+    for uri in uris:
+        storage.write(uri, uri.encode())
+    begun: list[str] = []
+    read = Storage.read
+
+    def counted(self: Storage, uri: str) -> bytes:
+        begun.append(uri)
+        return read(self, uri)
+
+    monkeypatch.setattr(Storage, "read", counted)
+    found = storage.read_many(uris, at_once=4)
+    for taken, uri in enumerate(uris, 1):
+        assert next(found) == uri.encode()
+        assert len(begun) <= taken + 4
+    assert list(found) == []
+    assert list(storage.read_many([])) == []
+    with pytest.raises(NotFoundError, match="absent: no such object"):
+        list(storage.read_many([*uris, str(tmp_path / "absent")]))
+
+
 def test_new_files_follow_the_umask(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     storage.write(str(tmp_path / "a"), b"")
