@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,9 +96,20 @@ def run(
     prepared = runner.prepare(_job(job_file, limit), output)
     for warning in prepared.warnings:
         err.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-    with LiveView(out) as view:
+    with ExitStack() as stack:
+        listeners: list[runner.Listener] = [stack.enter_context(LiveView(out))]
+        if engine == "ray":
+            from pipeline.engines.ray import RayMeter
+            from pipeline.report.metrics import RunMetrics
+
+            listeners.append(stack.enter_context(RunMetrics(prepared.job.name, RayMeter())))
         summary = runner.run(
-            prepared, engine=engine, address=address, workers=workers, fresh=fresh, listener=view
+            prepared,
+            engine=engine,
+            address=address,
+            workers=workers,
+            fresh=fresh,
+            listener=runner.Listeners(*listeners),
         )
     out.print(stage_table(summary.stages))
     out.print()

@@ -10,6 +10,7 @@ __all__ = [
     "IntegrityError",
     "LeaseError",
     "PoisonPartitionError",
+    "PoisonSampleError",
     "RowErrors",
     "SampleError",
     "SetupError",
@@ -23,6 +24,10 @@ class SpecError(TokenmillError):
     """The job is wrong: file, line, field, what is allowed. Nothing was touched."""
 
     exit_code = 2
+
+
+class PoisonSampleError(SampleError):
+    """The process that works on this sample dies; it is quarantined without being touched."""
 
 
 class BudgetExceededError(TokenmillError):
@@ -50,7 +55,7 @@ class TransientError(TokenmillError):
 
 
 class PoisonPartitionError(TokenmillError):
-    """A partition killed its worker at every attempt."""
+    """A partition killed its worker at every attempt, and no row of it does so by itself."""
 
     exit_code = 7
 

@@ -14,6 +14,7 @@ from operators.columns import concat, num_values, take
 from pipeline.errors import SpecError
 from pipeline.manifest import DataSet, open_data_set
 from pipeline.plan import Chain, build_chain, read_plan
+from pipeline.quarantine import mask_poison
 from pipeline.sources import build_source
 from pipeline.spec import JobSpec, job_from_recipe
 from pipeline.stages import run_steps
@@ -116,7 +117,8 @@ def _inputs(
     """Return the inputs of step ``index`` for the samples of the given keys."""
     bound = chain.steps[index]
     source = build_source(job.source, data.storage, job.source_urls())
-    part = read_plan(data.storage, data.uri)[partition]
+    planned = read_plan(data.storage, data.uri)[partition]
+    part = mask_poison(data.storage, data.uri, planned)
     wanted = set(bound.reads.values()) | {"key"}
     found: list[dict[str, Column]] = []
     missing = set(keys)

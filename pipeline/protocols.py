@@ -55,16 +55,30 @@ class Partition:
         index: Position in the plan, from 0.
         ranges: What to read, in order.
         max_samples: Stop after this many input samples; None reads all.
+        masked: Rows, by position in the partition's input, that end the process that works on
+            them: they are quarantined as they are read, and keep their slots. Found by the
+            engine, never planned.
+        only: The only rows to process, rising; None is all. The others are read past, and keep
+            their slots.
     """
 
     index: int
     ranges: tuple[SourceRange, ...]
     max_samples: int | None = None
+    masked: tuple[int, ...] = ()
+    only: tuple[int, ...] | None = None
 
     @property
     def num_bytes(self) -> int:
         """Input bytes."""
         return sum(r.num_bytes for r in self.ranges)
+
+    @property
+    def named(self) -> str:
+        """Index and first files, for messages."""
+        names = ", ".join(item.file.name for item in self.ranges[:3])
+        more = f" and {len(self.ranges) - 3:,} more" if len(self.ranges) > 3 else ""
+        return f"partition {self.index} ({names}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +162,8 @@ class Source(Protocol):
         """Yield the partition's samples, up to ``block_rows`` input samples a block.
 
         Blocks are cut every ``block_rows`` input samples of a file (never across files, unless
-        every sample is a file of its own).
+        every sample is a file of its own), and sooner when they grow large: where they are cut
+        changes nothing that is written.
 
         Raises:
             TransientError: the store did not answer, or answered with fewer bytes.
@@ -233,6 +248,10 @@ class StageCounts:
     blocked_s: float = 0.0
     threads: int = 1
     steps: Mapping[str, float] = field(default_factory=dict)
+
+
+PartitionCounts = Mapping[int, Mapping[str, StageCounts]]
+"""Partition -> stage -> what was done in it so far."""
 
 
 def add_counts(
@@ -339,6 +358,21 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class AttemptCounts:
+    """What an engine had to do again.
+
+    Attributes:
+        failed: Attempts at a partition that failed: storage, a death, a hanging worker.
+        retried: Partitions given out again after that.
+        second: Second attempts at what took too long.
+    """
+
+    failed: int = 0
+    retried: int = 0
+    second: int = 0
+
+
 class Engine(Protocol):
     """Runs every partition at least once and yields results as they come.
 
@@ -360,6 +394,10 @@ class Engine(Protocol):
 
     def progress(self) -> Mapping[str, StageCounts]:
         """Return what the workers have done so far in partitions not yet yielded."""
+        ...
+
+    def attempts(self) -> AttemptCounts:
+        """Return what had to be done again so far."""
         ...
 
     def close(self) -> None:

@@ -4,9 +4,11 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from pipeline.protocols import QuarantineFile, Rejected
-from pipeline.storage import Storage, join
+from pipeline.errors import PoisonSampleError
+from pipeline.protocols import Partition, QuarantineFile, Rejected
+from pipeline.storage import NotFoundError, Storage, join
 
 
 def write_quarantine(
@@ -33,18 +35,35 @@ def write_quarantine(
         lines.append(json.dumps(line, ensure_ascii=False))
     # A lone surrogate (a broken name in a reason) becomes \udcff, which JSON reads back.
     data = ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
-    path = f"quarantine/{partition:07d}.jsonl"
+    path = _path(partition)
     storage.write(join(output, path), data)
     return QuarantineFile(path, len(data), hashlib.sha256(data).hexdigest(), len(lines))
 
 
-def read_quarantine(storage: Storage, output: str, file: QuarantineFile) -> Iterator[Rejected]:
-    """Yield the rejected samples of one quarantine file."""
+def mask_poison(storage: Storage, output: str, partition: Partition) -> Partition:
+    """Return a partition with the rows masked that ended a worker when the data set was made.
+
+    Whoever reads the partition again must do so, or ends the same way.
+    """
+    try:
+        rejected = list(read_quarantine(storage, output, _path(partition.index)))
+    except NotFoundError:
+        return partition
+    rows = tuple(item.row for item in rejected if item.error == PoisonSampleError.__name__)
+    return replace(partition, masked=rows)
+
+
+def read_quarantine(storage: Storage, output: str, path: str) -> Iterator[Rejected]:
+    """Yield the rejected samples of one quarantine file, given its path in the folder."""
     # Not splitlines(): it also breaks at U+0085, U+2028 and others that stand in keys.
-    for line in storage.read(join(output, file.path)).decode().rstrip("\n").split("\n"):
+    for line in storage.read(join(output, path)).decode().rstrip("\n").split("\n"):
         item = json.loads(line)
         payload = item.pop("payload", None)
         del item["partition"]
         if payload is not None:
             payload = {name: base64.b64decode(value) for name, value in payload.items()}
         yield Rejected(**item, payload=payload)
+
+
+def _path(partition: int) -> str:
+    return f"quarantine/{partition:07d}.jsonl"

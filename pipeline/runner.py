@@ -50,7 +50,7 @@ from pipeline.plan import (
 from pipeline.protocols import Engine, Partition, PartitionResult, Source
 from pipeline.report.summary import RunSummary, Sums, by_reason, summarize
 from pipeline.sources import build_source
-from pipeline.spec import JobSpec
+from pipeline.spec import JobSpec, RunSpec
 from pipeline.stages import WorkerTask
 from pipeline.storage import Entry, NotFoundError, Storage, join
 
@@ -114,6 +114,28 @@ class Listener(Protocol):
     def committed(self, result: PartitionResult) -> None:
         """A partition is done; its commit may follow a moment later."""
         ...
+
+
+class Listeners:
+    """Several listeners as one; each hears everything, in their order."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def waiting(self, message: str) -> None:
+        """See ``Listener.waiting``."""
+        for listener in self._listeners:
+            listener.waiting(message)
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        """See ``Listener.begin``."""
+        for listener in self._listeners:
+            listener.begin(partitions, done, engine)
+
+    def committed(self, result: PartitionResult) -> None:
+        """See ``Listener.committed``."""
+        for listener in self._listeners:
+            listener.committed(result)
 
 
 @dataclass(slots=True)
@@ -334,16 +356,19 @@ def _engine(prepared: Prepared, name: str, address: str | None, workers: int | N
     count = workers if workers is not None else job.run.workers
     return RayEngine(
         task,
-        job.run.max_attempts,
-        _whole_cores(prepared.chain.resources, job.run.cpu_threads),
-        None if count == "auto" else int(count),
+        _resources(prepared.chain.resources, job.run),
+        None if isinstance(count, str) else count,
         address,
     )
 
 
-def _whole_cores(resources: Resources, cpu_threads: int) -> Resources:
-    """Count decode threads as cores: on a CPU job the default is one worker per core."""
-    return replace(resources, cpus=max(resources.cpus, float(cpu_threads)))
+def _resources(needs: Resources, run: RunSpec) -> Resources:
+    """Return what a worker asks the cluster for.
+
+    Decode threads count as cores: on a CPU job the default is one worker per core.
+    """
+    gpus = needs.gpus if run.num_gpus is None else run.num_gpus
+    return replace(needs, cpus=max(needs.cpus, float(run.cpu_threads)), gpus=gpus)
 
 
 def _process(

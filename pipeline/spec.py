@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from fsspec.core import split_protocol
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -72,12 +72,58 @@ class ShardsSpec(_Model):
     ] = 1 << 30
 
 
+class WorkerRange(_Model):
+    """A number of workers that follows the cluster, for one that grows on demand."""
+
+    min: Annotated[
+        int, Field(ge=1, description="The run stops when fewer are ready after 15 minutes.")
+    ] = 1
+    max: Annotated[
+        int, Field(ge=1, description="Ask the cluster for this many; those that fit nowhere wait.")
+    ]
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "WorkerRange":
+        if self.min > self.max:
+            raise ValueError(f"expected min <= max, found {self.min} > {self.max}")
+        return self
+
+
 class RunSpec(_Model):
     """How the job is run. Changes no byte of the output."""
 
     workers: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=1)],
-        Field(description="Worker processes; auto is one per core, or one per GPU."),
+        Literal["auto"] | Annotated[int, Field(ge=1)] | WorkerRange,
+        Field(
+            description="Worker processes; auto is as many as fit: one per GPU (or the share of "
+            "one that it needs), or one per core. It follows nodes that join and leave."
+        ),
+    ] = "auto"
+    num_gpus: Annotated[
+        float | None,
+        Field(gt=0, description="GPUs per worker; a fraction puts several on one. By default one."),
+    ] = None
+    accelerator_type: Annotated[
+        str | None, Field(description="Only nodes with this kind, as Ray calls it, e.g. H100.")
+    ] = None
+    resources: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]],
+        Field(description="Custom resources of the cluster that a worker takes: name -> amount."),
+    ] = {}
+    worker_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1 << 28,
+            description="Most memory a worker may hold. One that holds more is ended, and the "
+            "sample that does it is looked for.",
+        ),
+    ] = None
+    deadline_s: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Field(
+            description="A worker without progress for so long hangs and is replaced; auto is "
+            "five times what a partition takes, two minutes at least."
+        ),
     ] = "auto"
     cpu_threads: Annotated[
         int, Field(ge=1, description="Threads per CPU stage of a worker (image decoding).")
@@ -88,7 +134,7 @@ class RunSpec(_Model):
     ] = "auto"
     max_attempts: Annotated[
         int, Field(ge=1, description="Attempts at a partition whose worker or storage fails.")
-    ] = 3
+    ] = 5
     max_bad_samples: Annotated[
         Fraction | Count,
         Field(

@@ -27,6 +27,7 @@ from pipeline.manifest import (
 )
 from pipeline.plan import build_chain, fingerprint, plan_digest, read_plan
 from pipeline.protocols import GoldenSample, Partition
+from pipeline.quarantine import mask_poison
 from pipeline.report.summary import Sums
 from pipeline.runner import JOB
 from pipeline.sinks.arrow import arrow_type
@@ -342,7 +343,9 @@ def _check_golden(data: DataSet) -> Iterator[Finding]:
             try:
                 partitions = read_plan(data.storage, data.uri)
                 for golden in data.manifest.golden:
-                    yield _golden_finding(worker, folder, partitions[golden.partition], golden)
+                    planned = partitions[golden.partition]
+                    partition = mask_poison(data.storage, data.uri, planned)
+                    yield _golden_finding(worker, folder, partition, golden)
             finally:
                 worker.close()
     except TokenmillError as error:

@@ -7,7 +7,13 @@ from concurrent.futures import Future
 
 from pipeline.engines.attempts import Attempts
 from pipeline.errors import TransientError
-from pipeline.protocols import Partition, PartitionResult, StageCounts
+from pipeline.protocols import (
+    AttemptCounts,
+    Partition,
+    PartitionResult,
+    StageCounts,
+    add_counts,
+)
 from pipeline.stages import Worker, WorkerTask
 
 AHEAD = 2
@@ -25,6 +31,7 @@ class InlineEngine:
     def __init__(self, task: WorkerTask, max_attempts: int) -> None:
         self._task, self._max_attempts = task, max_attempts
         self._worker: Worker | None = None
+        self._counts = AttemptCounts()
 
     @property
     def num_workers(self) -> int:
@@ -45,13 +52,22 @@ class InlineEngine:
             try:
                 yield future.result()
             except TransientError as error:
+                self._counts.failed += 1
+                self._counts.retried += 1
                 time.sleep(attempts.after_error(partition, error))
                 waiting.appendleft(partition)
 
     def progress(self) -> Mapping[str, StageCounts]:
         """Return what was done in partitions not yet yielded."""
         worker = self._worker  # asked for by another thread than the one that closes
-        return worker.progress() if worker is not None else {}
+        total: dict[str, StageCounts] = {}
+        for counts in worker.progress().values() if worker is not None else ():
+            total = add_counts(total, counts)
+        return total
+
+    def attempts(self) -> AttemptCounts:
+        """Return what had to be done again so far."""
+        return self._counts
 
     def close(self) -> None:
         """Stop the worker."""

@@ -1,7 +1,7 @@
 """What all sources do with rows: reject the bad ones, build blocks, number them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,10 @@ import pyarrow.compute as pc
 from operators.base import FieldSpec
 from pipeline.protocols import Partition, Rejected, SampleBlock, SourceRange
 from pipeline.sources.arrow_types import not_utf8, null_elements, to_column
+
+BLOCK_BYTES = 16 << 20
+"""A block ends when it holds this much, however few rows that are: several blocks are in memory at
+a time, decoded and not."""
 
 
 class Fault(NamedTuple):
@@ -60,6 +64,25 @@ class SeenKeys:
         usable[list(faults)] = False
         given = pc.if_else(pa.array(usable), given, None)
         return pc.coalesce(given, numbered), faults | self.find_repeats(given.to_pylist())
+
+
+ItemT = TypeVar("ItemT")
+
+
+def cut_blocks(
+    items: Iterable[ItemT], block_rows: int, num_bytes: Callable[[ItemT], int]
+) -> Iterator[list[ItemT]]:
+    """Yield lists of up to ``block_rows`` items; one of ``BLOCK_BYTES`` or more ends there."""
+    block: list[ItemT] = []
+    held = 0
+    for item in items:
+        block.append(item)
+        held += num_bytes(item)
+        if len(block) == block_rows or held >= BLOCK_BYTES:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
 
 
 ReadRange = Callable[[SourceRange, int, int | None], Iterator[SampleBlock]]

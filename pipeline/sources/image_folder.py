@@ -11,7 +11,11 @@ from pydantic import Field
 from operators.base import FieldSpec
 from pipeline.errors import IntegrityError
 from pipeline.protocols import Partition, SampleBlock, SourceFile
-from pipeline.sources.blocks import binary_array, make_block
+from pipeline.sources.blocks import (
+    binary_array,
+    cut_blocks,
+    make_block,
+)
 from pipeline.sources.config import BaseSourceConfig
 from pipeline.sources.listing import NUM_THREADS, join_ranges, list_files, whole_files
 from pipeline.sources.objects import check_planned
@@ -69,11 +73,12 @@ class ImageFolderSource:
         files = [found.file for found in partition.ranges[: partition.max_samples]]
         folder = posixpath.commonpath([posixpath.dirname(file.name) for file in files] or [""])
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            for first in range(0, len(files), block_rows):
-                part = files[first : first + block_rows]
+            first = 0
+            for part in cut_blocks(files, block_rows, lambda file: file.num_bytes):
                 remote = self._storage.local_path(part[0].uri) is None
                 images = list((pool.map if remote else map)(self._read_file, part))
                 yield _block(part, images, first, folder)
+                first += len(part)
 
     def _read_file(self, file: SourceFile) -> bytes:
         if self._storage.local_path(file.uri) is not None:

@@ -14,6 +14,7 @@ from operators.base import FieldSpec
 from pipeline.protocols import Partition, SampleBlock, SourceFile, SourceRange
 from pipeline.sources.arrow_types import as_spec, parse_dtype, type_of_spec
 from pipeline.sources.blocks import (
+    BLOCK_BYTES,
     Fault,
     SeenKeys,
     count_ranges,
@@ -167,14 +168,16 @@ class JsonlSource:
                     chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
                 chunks.append(chunk)
                 num_waiting += chunk.count(b"\n")
-                if chunk and num_waiting < block_rows:
+                is_full = num_waiting > 0 and sum(map(len, chunks)) >= BLOCK_BYTES
+                if chunk and num_waiting < block_rows and not is_full:
                     continue
                 lines = _split(b"".join(chunks), next_number, damage, is_end=not chunk)
                 while len(lines.numbers) >= block_rows:
                     yield lines.head(block_rows)
                     lines = lines.tail(block_rows)
-                if not chunk and len(lines.numbers):
+                if (is_full or not chunk) and len(lines.numbers):
                     yield lines
+                    lines = lines.tail(len(lines.numbers))
                 num_waiting = len(lines.numbers)
                 rest = int(lines.starts[0]) if num_waiting else lines.rest_start
                 next_number = int(lines.numbers[0]) if num_waiting else lines.rest_number

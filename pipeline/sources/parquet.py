@@ -18,6 +18,7 @@ from pipeline.errors import SetupError, TransientError
 from pipeline.protocols import Partition, SampleBlock, SourceFile, SourceRange
 from pipeline.sources.arrow_types import as_spec, can_hold, parse_dtype, spec_of_type, type_of_spec
 from pipeline.sources.blocks import (
+    BLOCK_BYTES,
     Fault,
     SeenKeys,
     count_ranges,
@@ -260,9 +261,13 @@ class ParquetSource:
         start = found.first_row
         for group in _groups(parquet, found):
             num_rows = parquet.metadata.row_group(group).num_rows
+            row_bytes = max(
+                parquet.metadata.row_group(group).total_byte_size // max(num_rows, 1), 1
+            )
+            at_once = min(block_rows, max(BLOCK_BYTES // row_bytes, 1))
             done, reason = 0, ""
             # After an error once more, row by row: else its place would depend on the batch size.
-            for batch_size in (block_rows, 1):
+            for batch_size in (at_once, 1):
                 skip = done
                 batches = parquet.iter_batches(
                     batch_size, row_groups=[group], columns=columns, use_threads=False
@@ -385,7 +390,10 @@ def _group_sizes(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[int]
 
 
 def _cut(pieces: Iterator[pa.Table], block_rows: int, at_most: int | None) -> Iterator[pa.Table]:
-    """Yield tables of ``block_rows`` rows, the last one shorter, up to ``at_most`` in all."""
+    """Yield tables of ``block_rows`` rows, up to ``at_most`` in all.
+
+    Shorter are the last one, and those that reach ``BLOCK_BYTES``.
+    """
     left = at_most
     waiting: list[pa.Table] = []
     num_waiting = 0
@@ -403,6 +411,10 @@ def _cut(pieces: Iterator[pa.Table], block_rows: int, at_most: int | None) -> It
                 if left == 0:
                     return
                 want = min(block_rows, left)
+        if num_waiting and sum(table.nbytes for table in waiting) >= BLOCK_BYTES:
+            yield pa.concat_tables(waiting)
+            left = None if left is None else left - num_waiting
+            waiting, num_waiting = [], 0
     if num_waiting:
         yield pa.concat_tables(waiting)
 

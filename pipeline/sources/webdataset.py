@@ -21,6 +21,7 @@ from pipeline.sources.blocks import (
     SeenKeys,
     binary_array,
     count_ranges,
+    cut_blocks,
     make_block,
     read_ranges,
 )
@@ -144,7 +145,7 @@ class WebDatasetSource:
     ) -> Iterator[SampleBlock]:
         seen = SeenKeys()
         samples = islice(self._samples(found.file, read_bodies=True), at_most)
-        while part := list(islice(samples, block_rows)):
+        for part in cut_blocks(samples, block_rows, _Sample.num_bytes):
             yield self._block(part, found.file, first_row, seen)
             first_row += len(part)
 
@@ -175,7 +176,7 @@ class WebDatasetSource:
         return make_block(
             first_row=first_row,
             file_name=file.name,
-            num_bytes=sum(len(data) for s in samples for data in s.members.values()),
+            num_bytes=sum(map(_Sample.num_bytes, samples)),
             keys=pa.array(keys, pa.large_string()),
             arrays=arrays,
             specs=specs,
@@ -232,6 +233,9 @@ class _Sample:
     """Wanted extension -> content."""
     extensions: set[str] = field(default_factory=set)
     fault: Fault | None = None
+
+    def num_bytes(self) -> int:
+        return sum(map(len, self.members.values()))
 
 
 def split_name(name: str) -> tuple[str | None, str]:

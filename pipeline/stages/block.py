@@ -16,13 +16,14 @@ import pyarrow as pa
 
 from operators.base import Batch, Column, FieldSpec, Ragged, Verdict
 from operators.columns import take
-from pipeline.errors import SampleError
+from pipeline.errors import PoisonSampleError, SampleError
 from pipeline.protocols import (
     GoldenSample,
     Partition,
     PartitionResult,
     QuarantineFile,
     Rejected,
+    SampleBlock,
     Shard,
     Sink,
     StageCounts,
@@ -60,6 +61,22 @@ class Block:
         """Rows that are alive."""
         return len(self.rows)
 
+    def mask(self) -> None:
+        """Take out the rows that nothing may be done with; their slots stay.
+
+        These are the partition's ``masked`` rows, which go to the quarantine, and silently all
+        rows but those that are asked for.
+        """
+        partition = self.state.partition
+        wanted = self.state.are_wanted(self.rows)
+        if not wanted.all():
+            self.dead = np.concatenate([self.dead, self.rows[~wanted]])
+            self.select(np.flatnonzero(wanted))
+        if partition.masked and self.num_rows:
+            bad = np.flatnonzero(np.isin(self.rows, partition.masked))
+            if len(bad):
+                self.reject("worker", {int(row): PoisonSampleError(_POISON) for row in bad})
+
     def select(self, index: np.ndarray) -> None:
         """Keep only the rows at ``index``."""
         self.rows, self.files = self.rows[index], self.files[index]
@@ -74,16 +91,28 @@ class Block:
         self.select(np.setdiff1d(np.arange(self.num_rows), bad))
 
 
+_POISON = "the process that works on it dies (found by trying parts of its partition)"
+
+
 class PartitionState:
-    """What is known of a partition while it is processed. Stages add to it under a lock."""
+    """What is known of a partition while it is processed. Stages add to it under a lock.
+
+    Args:
+        partition: The partition.
+        threads: Stage -> how many it has.
+        payload_fields: Fields to keep of samples that cannot be used.
+        probed: Work on these rows alone and write nothing: all others are masked.
+    """
 
     def __init__(
         self,
         partition: Partition,
         threads: Mapping[str, int],
         payload_fields: Sequence[str] = (),
+        probed: range | None = None,
     ) -> None:
         self.partition = partition
+        self.probed = probed
         self.future: Future[PartitionResult] = Future()
         self.error: BaseException | None = None
         self.rejected: list[Rejected] = []
@@ -113,8 +142,29 @@ class PartitionState:
                 self.fail(error)
         return None
 
-    def add_input(self, samples: int, rejected: Sequence[Rejected]) -> None:
-        """Count samples as read, some of them as unusable."""
+    def are_wanted(self, rows: np.ndarray) -> np.ndarray:
+        """Return bool [N]: which rows of the partition's input are asked for."""
+        wanted = np.ones(len(rows), bool)
+        if self.partition.only is not None:
+            wanted &= np.isin(rows, self.partition.only)
+        if self.probed is not None:
+            wanted &= (rows >= self.probed.start) & (rows < self.probed.stop)
+        return wanted
+
+    @property
+    def stop(self) -> int | None:
+        """One past the last row that is asked for; None is the end of the partition."""
+        if self.probed is not None:
+            return self.probed.stop
+        return None if self.partition.only is None else max(self.partition.only, default=-1) + 1
+
+    def add_input(self, block: SampleBlock) -> None:
+        """Count the samples of a block as read, some of them as unusable."""
+        first, stop = block.first_row, block.first_row + block.num_samples
+        samples = int(self.are_wanted(np.arange(first, stop)).sum())
+        found = np.array([item.row for item in block.rejected], np.int64)
+        wanted = self.are_wanted(found)
+        rejected = [item for item, is_in in zip(block.rejected, wanted, strict=True) if is_in]
         if not self._payload_fields:
             rejected = [replace(item, payload=None) for item in rejected]
         with self._lock:

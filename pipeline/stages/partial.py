@@ -41,6 +41,7 @@ def run_steps(
         files = np.full(len(found.rows), len(state.file_names) - 1, np.int32)
         dead = np.array([item.row for item in found.rejected], np.int64)
         block = Block(state, found.rows, files, found.rows, dict(found.columns), dead)
+        block.mask()
         yield from (b.columns for b in _through(block, stages) if b.num_rows)
         if state.error is not None:
             raise state.error

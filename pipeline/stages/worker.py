@@ -18,10 +18,9 @@ from pipeline.manifest import FORMAT_VERSION
 from pipeline.plan import BoundStep, Chain, build_chain, fingerprint
 from pipeline.protocols import (
     Partition,
+    PartitionCounts,
     PartitionResult,
     SampleBlock,
-    StageCounts,
-    add_counts,
 )
 from pipeline.quarantine import write_quarantine
 from pipeline.sinks import ArrowSink
@@ -97,19 +96,28 @@ class Worker:
         self._writer = threading.Thread(target=self._write_all, name="write", daemon=True)
         self._writer.start()
 
-    def submit(self, partition: Partition) -> "Future[PartitionResult]":
-        """Queue a partition; the future gives its result, or the error that stopped it."""
-        state = PartitionState(partition, self._threads, self._payload_fields)
+    def submit(
+        self, partition: Partition, probed: range | None = None
+    ) -> "Future[PartitionResult]":
+        """Queue a partition; the future gives its result, or the error that stopped it.
+
+        Args:
+            partition: What to process.
+            probed: Work on these rows alone and write nothing, to see whether the process lives.
+        """
+        state = PartitionState(partition, self._threads, self._payload_fields, probed)
         self._running.append(state)
         self._inbox.put(state)
         return state.future
 
-    def progress(self) -> Mapping[str, StageCounts]:
+    def count(self, partition: Partition) -> int:
+        """Return how many rows a partition has."""
+        return self._source.count_samples(partition, 1 << 62)
+
+    def progress(self) -> PartitionCounts:
         """Return what was done so far in the partitions that are not finished."""
-        total: dict[str, StageCounts] = {}
-        for state in list(self._running):
-            total = add_counts(total, state.snapshot())
-        return total
+        running = [state for state in list(self._running) if state.probed is None]
+        return {state.partition.index: state.snapshot() for state in running}
 
     def close(self) -> None:
         """Stop the threads; partitions that are not finished are dropped."""
@@ -165,25 +173,29 @@ class Worker:
         state.start()
         blocks = self._source.read(state.partition, self._chunk_size)
         shift = 0  # from a position in the partition to a row number in the file
-        while state.error is None:
+        end, done = state.stop, 0
+        while state.error is None and (end is None or done < end):
             started = time.perf_counter()
-            block: SampleBlock | None = state.guard(next, blocks, None)
-            if block is None:
+            found: SampleBlock | None = state.guard(next, blocks, None)
+            if found is None:
                 break
-            if not state.file_names or state.file_names[-1] != block.file_name:
-                state.file_names.append(block.file_name)
-                named = (r for r in state.partition.ranges if r.file.name == block.file_name)
-                shift = next((r.first_row for r in named), 0) - block.first_row
-            state.add_input(block.num_samples, block.rejected)
-            state.count("read", started, block.num_samples, block.num_bytes)
-            yield Block(
+            if not state.file_names or state.file_names[-1] != found.file_name:
+                state.file_names.append(found.file_name)
+                named = (r for r in state.partition.ranges if r.file.name == found.file_name)
+                shift = next((r.first_row for r in named), 0) - found.first_row
+            state.add_input(found)
+            done += found.num_samples
+            state.count("read", started, found.num_samples, found.num_bytes)
+            block = Block(
                 state,
-                rows=block.rows,
-                files=np.full(len(block.rows), len(state.file_names) - 1, np.int32),
-                file_rows=block.rows + shift,
-                columns=dict(block.columns),
-                dead=np.array([item.row for item in block.rejected], np.int64),
+                rows=found.rows,
+                files=np.full(len(found.rows), len(state.file_names) - 1, np.int32),
+                file_rows=found.rows + shift,
+                columns=dict(found.columns),
+                dead=np.array([item.row for item in found.rejected], np.int64),
             )
+            state.guard(block.mask)
+            yield block
         none = np.zeros(0, np.int64)
         yield Block(state, none, none.astype(np.int32), none, {}, none, last=True)
 
@@ -203,6 +215,8 @@ class Worker:
 
     def _write(self, block: Block) -> None:
         state = block.state
+        if state.probed is not None:
+            return
         started = time.perf_counter()
         if state.sink is None:
             state.sink = self._new_sink(state)

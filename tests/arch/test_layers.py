@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("operators", "pipeline", "jobs", "examples", "benchmarks")
+FOLDERS = ("operators", "pipeline", "jobs", "examples", "benchmarks", "infra")
 TEXTS = {".py", ".yaml", ".yml", ".json", ".md", ".toml", ".sh", ".txt"}
 MACHINE_PATH = re.compile(r"(?<![\w$}.:/-])/(?:home|root|Users|work|workspace|mnt|tmp)/\w")
 

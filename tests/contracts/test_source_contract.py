@@ -22,7 +22,7 @@ from operators.base import Column, FieldSpec, Ragged
 from operators.columns import check_column, concat
 from pipeline.errors import IntegrityError
 from pipeline.protocols import Partition, SampleBlock, Source
-from pipeline.sources import SourceConfig, build_source
+from pipeline.sources import SourceConfig, blocks, build_source, jsonl, parquet
 from pipeline.storage import NotFoundError, Storage
 
 
@@ -184,9 +184,9 @@ def equal(a: Column, b: Column) -> bool:
 
 
 def test_every_sample_is_kept_or_rejected(source: Source) -> None:
-    for blocks in read(source, 7):
+    for part in read(source, 7):
         row = 0
-        for block in blocks:
+        for block in part:
             assert block.first_row == row
             assert 0 < block.num_samples <= 7
             bad = [r.row for r in block.rejected]
@@ -212,7 +212,23 @@ def test_rows_do_not_depend_on_the_block_size(source: Source, block_rows: int) -
         assert [r for b in want for r in b.rejected] == [r for b in got for r in b.rejected]
         assert np.array_equal(concat([b.rows for b in want]), concat([b.rows for b in got]))
         for name in ("key", *source.fields):
-            columns = [concat([b.columns[name] for b in blocks]) for blocks in (want, got)]
+            columns = [concat([b.columns[name] for b in part]) for part in (want, got)]
+            assert equal(*columns), name
+
+
+def test_large_samples_make_short_blocks_of_the_same_rows(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = read(source)
+    for module in (blocks, jsonl, parquet):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", 100)
+    short = read(source)
+    assert sum(map(len, short)) > sum(map(len, usual))
+    for want, got in zip(usual, short, strict=True):
+        assert [r for b in want for r in b.rejected] == [r for b in got for r in b.rejected]
+        for name in ("key", *source.fields):
+            columns = [concat([b.columns[name] for b in part]) for part in (want, got)]
             assert equal(*columns), name
 
 

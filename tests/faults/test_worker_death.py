@@ -3,15 +3,21 @@
 All runs share one private cluster, started by ``tests/ray_runs.py`` in a process of its own.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from operators import registry
+from pipeline.storage import Storage
+from pipeline.verify import verify
 from tests.corpus import (
     commit_records,
     data_files,
+    quarantined,
     run_inline,
     text_job,
     write_texts,
@@ -21,10 +27,13 @@ from tests.ray_runs import run_all
 
 pytestmark = pytest.mark.timeout(240)
 
+POISON = "PoisonSampleError"
 Outcomes = dict[str, dict[str, Any]]
 
 
-def job(folder: Path, name: str, files: int, **settings: Any) -> dict[str, Any]:
+def job(
+    folder: Path, name: str, files: int, run: dict[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
     """Return a job over ``files`` files whose operator misbehaves in the second, or the only, one.
 
     The file that it fails at is the largest, so that it is handed out first and with another.
@@ -36,7 +45,8 @@ def job(folder: Path, name: str, files: int, **settings: Any) -> dict[str, Any]:
     with (folder / name / "in" / f"{bad}.jsonl").open("a") as file:
         file.write('{"text": "one line more"}\n')
     step = {"name": "misbehave", "marks": str(marks), "at_key": f"{bad}.jsonl:5", **settings}
-    return text_job(urls, folder / name / "out", operators=[step, {"name": "byte_text"}])
+    given = text_job(urls, folder / name / "out", operators=[step, {"name": "byte_text"}])
+    return {**given, "run": {**given["run"], **(run or {})}}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def jobs(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         "dies_once": job(folder, "dies_once", 5, how="exit"),
-        "always_dies": job(folder, "always_dies", 3, how="exit", times=100),
+        "poison": job(
+            folder, "poison", 3, {"max_bad_samples": 1}, how="exit", times=100, at_key="1.jsonl:1"
+        ),
+        "always_dies": job(
+            folder, "always_dies", 3, {"max_attempts": 3}, how="exit", times=100, in_company=True
+        ),
         "store_away": job(folder, "store_away", 1, how="transient", times=2),
         "no_weights": job(folder, "no_weights", 2, how="setup"),
     }
@@ -93,15 +108,54 @@ def test_a_dead_workers_partition_goes_to_a_new_worker(outcomes: Outcomes, folde
     assert records[1]["worker"] == "worker-2"
 
 
-def test_a_partition_that_always_kills_its_worker_ends_the_run(
+def test_a_sample_that_always_kills_its_worker_is_quarantined_and_no_other_changes(
+    outcomes: Outcomes,
+    jobs: dict[str, dict[str, Any]],
+    folder: Path,
+    tmp_path: Path,
+    misbehave_here: None,
+) -> None:
+    assert outcomes["poison"]["exit_code"] == 0, outcomes["poison"]
+    out = folder / "poison" / "out"
+    (line,) = quarantined(out)
+    assert (line["key"], line["step"], line["error"]) == ("1.jsonl:1", "worker", POISON)
+    assert "the process that works on it dies" in line["reason"]
+    rows = 11
+    assert failures(folder, "poison") <= 2 + math.ceil(math.log2(rows)) + 1
+    for number in range(100):  # it has failed as often as it may
+        (folder / "poison" / "marks" / f"failed-{number}").touch()
+    run_inline({**jobs["poison"], "output": str(tmp_path)})
+    other = {f"shards/000000{n}-000.arrow" for n in (0, 2)}
+    found, expected = data_files(out), data_files(tmp_path)
+    assert {name: found[name] for name in other} == {name: expected[name] for name in other}
+    table, whole = (
+        pa.ipc.open_file(str(each / "shards/0000001-000.arrow")).read_all()
+        for each in (out, tmp_path)
+    )
+    assert table.equals(whole.filter(pc.not_equal(whole["key"], "1.jsonl:1")))
+
+
+def test_verify_leaves_the_poison_alone(
+    outcomes: Outcomes, folder: Path, misbehave_here: None
+) -> None:
+    """The golden row comes after the poisonous one, which would end this process."""
+    assert outcomes["poison"]["exit_code"] == 0
+    for mark in (folder / "poison" / "marks").iterdir():
+        mark.unlink()
+    findings = list(verify(str(folder / "poison" / "out"), Storage()))
+    assert "golden sample 1.jsonl:2" in [finding.check for finding in findings]
+    assert [found for found in findings if found.problem or found.skipped] == []
+    assert failures(folder, "poison") == 0
+
+
+def test_a_partition_that_kills_its_worker_for_no_single_row_ends_the_run(
     outcomes: Outcomes, folder: Path
 ) -> None:
     """And it alone is blamed, though it once died together with the partition beside it."""
     found = outcomes["always_dies"]
     assert (found["exit_code"], found["error"]) == (7, "PoisonPartitionError")
-    assert found["message"].startswith("partition 1 (1.jsonl): its worker died 3 times (Actor")
+    assert found["message"].startswith("partition 1 (1.jsonl): 3 attempts failed, the last: it sur")
     assert "inline" in found["hint"]
-    assert failures(folder, "always_dies") == 3
     assert 1 not in commit_records(folder / "always_dies" / "out")
 
 

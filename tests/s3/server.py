@@ -44,6 +44,6 @@ class S3Server:
             return list(self._app(environ, start_response))
 
 
-class _Quiet(MotoRequestHandler):
+class _Quiet(MotoRequestHandler):  # type: ignore[misc]
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         """Print nothing: a line per request would hide what a failing test says."""

@@ -27,7 +27,7 @@ def test_waits_double_up_to_a_cap_and_vary() -> None:
 def test_the_last_error_is_told() -> None:
     found = Attempts(max_attempts=2)
     found.after_error(partition(), ERROR)
-    with pytest.raises(TransientError, match="partition 7: 2 attempts failed, the last: s3://buck"):
+    with pytest.raises(TransientError, match=r"2 more\): 2 attempts failed, the last: s3://buck"):
         found.after_error(partition(), ERROR)
 
 
@@ -35,7 +35,7 @@ def test_the_last_death_names_partition_files_and_cause() -> None:
     found = Attempts(max_attempts=3)
     for _ in range(2):
         found.after_death(partition(), "ActorDiedError")
-    message = r"partition 7 \(0\.tar, 1\.tar, 2\.tar\): its worker died 3 times \(ActorDiedError\)"
+    message = r"partition 7 \(0\.tar, 1\.tar, 2\.tar and 2 more\): 3 attempts failed, the last: Act"
     with pytest.raises(PoisonPartitionError, match=message) as caught:
         found.after_death(partition(), "ActorDiedError")
     assert caught.value.exit_code == 7
@@ -49,6 +49,26 @@ def test_deaths_and_errors_are_counted_together_and_by_partition() -> None:
         found.after_death(partition(1), "died")
     with pytest.raises(TransientError):
         found.after_error(partition(2), ERROR)
+
+
+def test_a_death_makes_a_suspect_and_storage_does_not() -> None:
+    found = Attempts(max_attempts=9)
+    found.after_error(partition(), ERROR)
+    assert not found.is_suspect(partition())
+    found.after_death(partition(), "died")
+    assert found.is_suspect(partition())
+    assert not found.is_suspect(partition(8))
+
+
+def test_forgiven_partitions_begin_anew_as_suspects() -> None:
+    found = Attempts(max_attempts=3)
+    for _ in range(2):
+        found.after_death(partition(), "died")
+    found.forgive(partition())
+    assert found.is_suspect(partition())
+    found.after_death(partition(), "died")
+    with pytest.raises(PoisonPartitionError):
+        found.after_death(partition(), "died")
 
 
 def test_one_attempt_means_no_second() -> None:

@@ -2,36 +2,16 @@
 
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 from rich.console import Console
 
-from pipeline.protocols import Partition, PartitionResult, SourceFile, SourceRange, StageCounts
+from pipeline.protocols import StageCounts
 from pipeline.report import live
 from pipeline.report.live import LiveView
+from tests.unit.fake_engine import FakeEngine, counts, partition, result
 
 ESCAPE = "\x1b["
-
-
-class FakeEngine:
-    """Has two workers, at work on whatever ``running`` says."""
-
-    def __init__(self, running: Mapping[str, StageCounts]) -> None:
-        self.running = running
-
-    @property
-    def num_workers(self) -> int:
-        return 2
-
-    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
-        yield from ()
-
-    def progress(self) -> Mapping[str, StageCounts]:
-        return self.running
-
-    def close(self) -> None:
-        pass
 
 
 class Clock:
@@ -48,35 +28,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("pipeline.report.live.time.monotonic", clock)
     return clock
-
-
-def partition(index: int) -> Partition:
-    file = SourceFile(f"a-{index}", f"a-{index}", 1000)
-    return Partition(index, (SourceRange(file, 1000),))
-
-
-def counts(samples: int, num_bytes: int) -> dict[str, StageCounts]:
-    return {
-        "read": StageCounts(samples, num_bytes, busy_s=1.0),
-        "cpu": StageCounts(samples, num_bytes, busy_s=4.0, steps={"resize": 3.0, "crop": 1.0}),
-        "write": StageCounts(samples, num_bytes, tokens=256 * samples, busy_s=0.1, starved_s=1.0),
-    }
-
-
-def result(index: int, quarantined: int = 0) -> PartitionResult:
-    return PartitionResult(
-        partition=index,
-        num_input=10,
-        num_written=10 - quarantined,
-        filtered={},
-        quarantined={"decode_image: SampleError": quarantined} if quarantined else {},
-        shards=(),
-        quarantine=None,
-        golden=None,
-        stages=counts(10, 1000),
-        wall_s=1.0,
-        worker="w",
-    )
 
 
 def shown(view: LiveView, width: int) -> list[str]:

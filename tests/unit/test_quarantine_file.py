@@ -38,7 +38,7 @@ def test_lines_are_by_row_and_say_everything(tmp_path: Path) -> None:
         "reason": "größer",
     }
     assert second["payload"] == {"image": "/wA="}
-    assert list(read_quarantine(Storage(), str(tmp_path), found)) == [items[1], items[0]]
+    assert list(read_quarantine(Storage(), str(tmp_path), found.path)) == [items[1], items[0]]
 
 
 def test_nothing_rejected_is_no_file(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_text_that_breaks_lines_or_is_no_utf8(tmp_path: Path, text: str) -> None
     item = rejected(key=text, reason=text)
     found = write_quarantine(Storage(), str(tmp_path), 0, [item, rejected(1)])
     assert found is not None
-    assert list(read_quarantine(Storage(), str(tmp_path), found)) == [item, rejected(1)]
+    assert list(read_quarantine(Storage(), str(tmp_path), found.path)) == [item, rejected(1)]
     data = (tmp_path / found.path).read_bytes()
     assert data.count(b"\n") == 2
     data.decode("utf-8")
@@ -73,4 +73,4 @@ def test_anything_comes_back(
     given = [rejected(row, key=k, reason=r, payload=p) for row, (k, r, p) in enumerate(items)]
     found = write_quarantine(Storage(), folder, 0, given[::-1])
     assert found is not None
-    assert list(read_quarantine(Storage(), folder, found)) == given
+    assert list(read_quarantine(Storage(), folder, found.path)) == given

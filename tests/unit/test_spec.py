@@ -156,7 +156,10 @@ def test_storage_options_are_replaced_inside(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ("run: {workers: many}", "run.workers: expected 'auto' or a whole number, found 'many'"),
+        (
+            "run: {workers: many}",
+            "run.workers: expected 'auto' or a whole number or a mapping, found",
+        ),
         ("run: {max_bad_samples: 1.5}", "expected less than 1.0 or a whole number, found 1.5"),
         (
             "run: {keep_bad_bytes: maybe}",
@@ -165,7 +168,10 @@ def test_storage_options_are_replaced_inside(monkeypatch: pytest.MonkeyPatch) ->
         ("run: {cpu_threads: 1.5}", "run.cpu_threads: expected a whole number, found 1.5"),
         ("run: fast", "run: expected a mapping, found 'fast'"),
         ("run: {threads: 1}", "run.threads: unknown field; did you mean 'cpu_threads'?"),
-        ("run: {qqq: 1}", "run.qqq: unknown field; allowed: chunk_size, cpu_threads, keep_bad"),
+        (
+            "run: {qqq: 1}",
+            "run.qqq: unknown field; allowed: accelerator_type, chunk_size, cpu_threads, ",
+        ),
         ("limit: 0", "limit: expected 1 or more, found 0"),
         ("batch_size:", "batch_size: expected a whole number, found nothing"),
         ("storage: {s3: [a]}", "storage.s3: expected a mapping, found a list"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from operators import registry
@@ -148,7 +149,7 @@ def test_closing_while_at_work_drops_what_is_unfinished(tmp_path: Path, misbehav
     before = set(threading.enumerate())
     worker = Worker(task)
     futures = [worker.submit(partition) for partition in partitions]
-    while worker.progress()["read"].samples == 0:
+    while sum(counts["read"].samples for counts in worker.progress().values()) == 0:
         pass
     worker.close()
     for future in futures:
@@ -212,7 +213,7 @@ def test_inline_engine_gives_up_after_max_attempts(
 ) -> None:
     monkeypatch.setattr(attempts, "FIRST_WAIT_S", 0.01)
     task, partitions = planned(failing(tmp_path, how="transient", times=2))
-    with pytest.raises(TransientError, match="partition 1: 2 attempts failed, the last: misbeh"):
+    with pytest.raises(TransientError, match=r"\(1\.jsonl\): 2 attempts failed, the last: mis"):
         results_of(engine(task, max_attempts=2), partitions)
 
 
@@ -246,3 +247,50 @@ def test_key_and_uri_of_bad_lines(tmp_path: Path) -> None:
     assert result.quarantine is not None
     line = json.loads((tmp_path / "out" / result.quarantine.path).read_text())
     assert (line["row"], line["key"], line["uri"]) == (10, "0.jsonl:11", "0.jsonl")
+
+
+def rows_of(folder: Path, result: PartitionResult) -> dict[str, object]:
+    """Return key -> tokens of what a partition wrote."""
+    found: dict[str, object] = {}
+    for shard in result.shards:
+        table = pa.ipc.open_file(str(folder / shard.path)).read_all()
+        found |= dict(zip(table["key"].to_pylist(), table["tokens"].to_pylist(), strict=True))
+    return found
+
+
+def test_only_the_rows_that_are_asked_for(tmp_path: Path) -> None:
+    task, partitions = planned(text_job(write_texts(tmp_path / "in"), tmp_path / "out"))
+    whole = results_of(InlineEngine(task, 1), partitions[:1])[0]
+    everything = rows_of(tmp_path / "out", whole)
+    some = replace(partitions[0], index=9, only=(2, 7))
+    result = results_of(InlineEngine(task, 1), [some])[9]
+    assert (result.num_input, result.num_written, result.num_quarantined) == (2, 2, 0)
+    assert rows_of(tmp_path / "out", result) == {
+        key: everything[key] for key in ("0.jsonl:3", "0.jsonl:8")
+    }
+
+
+def test_masked_rows_go_to_the_quarantine_as_they_are_read(tmp_path: Path) -> None:
+    task, partitions = planned(text_job(write_texts(tmp_path / "in"), tmp_path / "out"))
+    whole = results_of(InlineEngine(task, 1), partitions[:1])[0]
+    everything = rows_of(tmp_path / "out", whole)
+    masked = replace(partitions[0], masked=(0, 9))
+    result = results_of(InlineEngine(task, 1), [masked])[0]
+    assert result.quarantined == {"worker: PoisonSampleError": 2}
+    assert result.num_input == 10
+    del everything["0.jsonl:1"], everything["0.jsonl:10"]
+    assert rows_of(tmp_path / "out", result) == everything
+
+
+def test_a_probe_works_on_its_rows_alone_and_writes_nothing(
+    tmp_path: Path, misbehave: None
+) -> None:
+    task, partitions = planned(failing(tmp_path, how="raise", times=100))
+    worker = Worker(task)
+    try:
+        for rows, bad in ((range(4), 0), (range(4, 5), 1), (range(10), 1)):
+            found = worker.submit(partitions[1], rows).result(timeout=20)
+            assert (found.num_quarantined, found.shards) == (bad, ())
+    finally:
+        worker.close()
+    assert not list((tmp_path / "out").rglob("*.arrow"))
