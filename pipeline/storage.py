@@ -227,6 +227,9 @@ class Storage:
     def _resolve(self, uri: str) -> tuple[Any, str]:
         protocol, _ = split_protocol(uri)
         options = self._options.get(protocol or "file", {})
+        if protocol == "s3":
+            # Others write there too: a listing from before would hide what they wrote since.
+            options = {"use_listings_cache": False, **options}
         try:
             fs, path = fsspec.core.url_to_fs(uri, **options)
         except ImportError as error:
