@@ -157,7 +157,7 @@ def write_plan(storage: Storage, output: str, partitions: Sequence[Partition]) -
         head = {"version": FORMAT_VERSION, "partitions": len(partitions)}
         file.write(json.dumps(head).encode() + b"\n")
         for partition in partitions:
-            file.write(_PARTITION.dump_json(partition) + b"\n")
+            file.write(_PARTITION.dump_json(partition, exclude_defaults=True) + b"\n")
     return plan_digest(partitions)
 
 
