@@ -113,6 +113,11 @@ class Lease:
         if self._lost is not None:
             raise self._lost
 
+    def holder(self) -> Holder | None:
+        """Return who holds it, of those that can be told; they may be gone."""
+        number = max(self._numbers(), default=0)
+        return self._read(number) if number else None
+
     def __enter__(self) -> Self:
         self._take()
         self._thread.start()

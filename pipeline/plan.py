@@ -158,7 +158,8 @@ def write_plan(storage: Storage, output: str, partitions: Sequence[Partition]) -
         head = {"version": FORMAT_VERSION, "partitions": len(partitions)}
         file.write(json.dumps(head).encode() + b"\n")
         for partition in partitions:
-            file.write(_PARTITION.dump_json(_with_uris(partition, _public)) + b"\n")
+            public = _with_uris(partition, _public)
+            file.write(_PARTITION.dump_json(public, exclude_defaults=True) + b"\n")
     return plan_digest(partitions)
 
 

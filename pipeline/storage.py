@@ -33,7 +33,7 @@ PART_BYTES = 16 << 20
 """A remote object is sent in parts of at least this size; a writer holds one in memory."""
 
 S3_OPTIONS: Mapping[str, Any] = {
-    # Listings go stale and grow with the number of objects.
+    # Others write there too: a listing from before would hide what they wrote since.
     "use_listings_cache": False,
     "config_kwargs": {
         "connect_timeout": 10,
@@ -513,7 +513,6 @@ class _Draft(Protocol):
 
 class _DiskDraft:
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         descriptor, self._temp = _temporary(path)
         self.file = os.fdopen(descriptor, "wb")
@@ -689,12 +688,15 @@ def _raise_unless_absent(error: OSError) -> None:
 
 
 def _temporary(path: Path) -> tuple[int, str]:
-    """Create a file beside another that readers pass over."""
+    """Create a file beside another, in a folder made for it, that readers pass over."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
     return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
 
 
 def _create_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temp = _temporary(path)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -50,9 +50,8 @@ def translate(where: str, error: Exception, secrets: Sequence[str]) -> Tokenmill
         )
     if isinstance(error, PermissionError) or status in (401, 403):
         return _no_permission(where, said or getattr(error, "strerror", None) or name)
-    if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
-        what = str(error.strerror or name).lower()
-        return SetupError(f"{where}: {what}", hint="check the path")
+    if isinstance(error, IsADirectoryError | NotADirectoryError):
+        return SetupError(f"{where}: {str(error.strerror).lower()}", hint="check the path")
     if (300 <= status < 500 or status == 501) and not (
         status in _FOR_NOW or code in _DAMAGED_ON_THE_WAY
     ):

@@ -84,6 +84,26 @@ def test_patterns_mean_what_they_mean_on_a_disk(
     assert found == [uri.removeprefix(str(tmp_path)) for uri in on_disk]
 
 
+def test_what_others_wrote_since_a_listing_is_read(
+    s3: Storage, s3_endpoint: str, bucket: str
+) -> None:
+    """A commit that finds another's segment reads it, though it listed the folder before."""
+    options = {"key": "AKIAEXAMPLE", "secret": "other", "endpoint_url": s3_endpoint}
+    other = Storage({"s3": options})  # with connections and caches of its own
+    s3.write(f"{bucket}/a/1", b"one")
+    assert len(list(s3.walk(f"{bucket}/a"))) == 1
+    other.create_exclusive(f"{bucket}/a/2", b"two")
+    with pytest.raises(AlreadyCommittedError):
+        s3.create_exclusive(f"{bucket}/a/2", b"mine")
+    assert s3.read(f"{bucket}/a/2") == b"two"
+    with s3.open_read(f"{bucket}/a/2") as file:
+        assert file.read() == b"two"
+    other.write(f"{bucket}/a/1", b"larger than it was")
+    assert s3.read(f"{bucket}/a/1") == b"larger than it was"
+    with s3.open_read(f"{bucket}/a/1") as file:
+        assert file.read() == b"larger than it was"
+
+
 def test_of_several_racers_one_wins(s3: Storage, bucket: str) -> None:
     for attempt in range(5):
         uri = f"{bucket}/ledger/{attempt}"

@@ -28,7 +28,7 @@ def take(folder: Path, storage: Storage | None = None, ttl_s: float = TTL_S) -> 
 
 
 def leases(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "_lease").iterdir())
+    return sorted(path.name for path in (folder / "_lease").glob("[0-9]*"))
 
 
 def leave_behind(folder: Path, number: int = 5, **changes: object) -> Holder:
