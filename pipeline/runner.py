@@ -382,6 +382,8 @@ def _process(
 ) -> None:
     for result in engine.run(pending):
         held.check()
+        if result is None:
+            continue
         _check_counts(result)
         commits.add(result)
         state.add(result)

@@ -86,7 +86,7 @@ class RayEngine:
         """Workers that are ready."""
         return sum(worker.ready for worker in self._workers.values())
 
-    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
+    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult | None]:
         """Process partitions; see ``Engine.run``."""
         self._connect()
         deadline_s = self._run.deadline_s
@@ -107,6 +107,7 @@ class RayEngine:
             # A worker's last progress may be as old as the last time it was asked.
             for name, silent_s in schedule.hanging(time.monotonic() - self._every_s):
                 self._lose(self._workers[name], f"no progress for {silent_s:,.0f} s")
+            yield None
 
     def progress(self) -> Mapping[str, StageCounts]:
         """Return what the workers reported of partitions not yet yielded."""
