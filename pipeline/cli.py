@@ -213,13 +213,16 @@ def status(output: OutputUri, job: StorageOf = None) -> None:
 
     found = maintenance.status(output, _storage(job))
     state = "finished" if found.finished else "not finished: run the job again to go on"
-    sums = found.sums
+    sums, holder = found.sums, found.holder
     facts = _facts()
     facts.add_row("job", f"{found.name} ({state})")
     facts.add_row("partitions", f"{sums.num_partitions:,} of {found.num_partitions:,}")
     facts.add_row("written", f"{sums.num_written:,} samples")
     facts.add_row("filtered", f"{sums.num_filtered:,}")
     facts.add_row("quarantined", f"{sums.num_quarantined:,}")
+    if holder is not None:
+        gone = " (it has ended)" if holder.is_gone() else ""
+        facts.add_row("held by", Text(f"{holder}{gone}"))
     facts.add_row("fingerprint", found.fingerprint[:16])
     out.print(facts)
     if sums.num_partitions:
@@ -350,7 +353,7 @@ def gc(
     ] = False,
     job: StorageOf = None,
 ) -> None:
-    """Remove what killed attempts left behind: files that no commit names."""
+    """Remove what killed attempts left behind: files that no commit names, half uploads."""
     from pipeline import maintenance
     from pipeline.report.tables import size
 
@@ -359,6 +362,8 @@ def gc(
     for entry in look(output, storage, unfinished=unfinished):
         out.print(f"{'would remove' if dry_run else 'removed'} {entry.uri}", soft_wrap=True)
         count, freed = count + 1, freed + entry.num_bytes
+    for uri in storage.drop_uploads(output, dry_run=dry_run):
+        out.print(f"{'would give' if dry_run else 'gave'} up the upload of {uri}", soft_wrap=True)
     out.print(f"{count:,} files, {size(freed)}{' would be freed' if dry_run else ' freed'}")
 
 

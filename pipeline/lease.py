@@ -99,7 +99,6 @@ class Lease:
             time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         )
         self._number = 0
-        self._renewed_at = 0.0
         self._lost: LeaseError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -108,10 +107,15 @@ class Lease:
         """Make sure that the lease is still held, as far as is known.
 
         Raises:
-            LeaseError: another run took it over, or it could not be renewed for ``ttl_s``.
+            LeaseError: another run took it over.
         """
         if self._lost is not None:
             raise self._lost
+
+    def holder(self) -> Holder | None:
+        """Return who holds it, of those that can be told; they may be gone."""
+        number = max(self._numbers(), default=0)
+        return self._read(number) if number else None
 
     def __enter__(self) -> Self:
         self._take()
@@ -144,7 +148,6 @@ class Lease:
             if watched is not None and number not in (0, watched):
                 raise self._refusal(holder)
             if free or (watched is not None and time.monotonic() - since >= self._ttl_s):
-                self._renewed_at = time.monotonic()
                 if self._create(number + 1) and max(self._numbers(), default=0) == number + 1:
                     self._number = number + 1
                     self._tidy()
@@ -160,25 +163,19 @@ class Lease:
             time.sleep(min(self._ttl_s / 20, 0.5))
 
     def _keep(self) -> None:
-        """Renew the lease until it is given back or lost."""
+        """Renew the lease until it is given back or lost.
+
+        While the store is away nobody can take it over either, so that is no loss: whether the run
+        can go on without the store is not decided here.
+        """
         while not self._stop.wait(self._ttl_s / 4):
-            asked = time.monotonic()
             try:
                 self._renew()
             except LeaseError as error:
                 self._lost = error
                 return
-            except TokenmillError as error:
-                if time.monotonic() - self._renewed_at >= self._ttl_s:
-                    self._lost = LeaseError(
-                        f"{self._folder}: the lease could not be renewed for {self._ttl_s:.0f} s, "
-                        f"the last time: {error.message}",
-                        hint="run the same command again when the store answers; what was "
-                        "committed stays",
-                    )
-                    return
-            else:
-                self._renewed_at = asked
+            except TokenmillError:
+                continue
 
     def _renew(self) -> None:
         number = self._number + 1

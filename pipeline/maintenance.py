@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import lease
 from pipeline.errors import SpecError
-from pipeline.lease import Lease
+from pipeline.lease import Holder, Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import MANIFEST
 from pipeline.plan import read_plan
@@ -26,6 +26,7 @@ class Status:
         num_partitions: In the plan.
         sums: What the commit records add up to.
         finished: The manifest is written.
+        holder: Who holds the output's lease, if anybody.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Status:
     num_partitions: int
     sums: Sums
     finished: bool
+    holder: Holder | None
 
 
 def status(uri: str, storage: Storage) -> Status:
@@ -51,6 +53,7 @@ def status(uri: str, storage: Storage) -> Status:
         num_partitions=len(read_plan(storage, uri)),
         sums=sums,
         finished=storage.stat(join(uri, MANIFEST)) is not None,
+        holder=Lease(storage, uri).holder(),
     )
 
 

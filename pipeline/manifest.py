@@ -171,10 +171,16 @@ def index_bytes(results: Iterable[PartitionResult], token_fields: Sequence[str])
     order = pa.array(np.argsort(pa.concat_arrays(parts["partition"]).to_numpy(), kind="stable"))
     # One column after the other, so that the index is in memory once and not three times.
     table = pa.table({name: pa.concat_arrays(parts.pop(name)).take(order) for name in list(parts)})
-    file = pa.BufferOutputStream()
+    size = pa.MockOutputStream()
+    _write(table, size)
+    data = pa.allocate_buffer(size.size())  # a stream that grows would hold up to twice as much
+    _write(table, pa.FixedSizeBufferWriter(data))
+    return memoryview(data).cast("B")
+
+
+def _write(table: pa.Table, file: pa.NativeFile) -> None:
     with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    return memoryview(file.getvalue()).cast("B")
 
 
 class GoldenSamples:

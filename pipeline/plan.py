@@ -7,10 +7,11 @@ as ``_plan.jsonl``, so that a resume never plans again.
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from braceexpand import braceexpand
 from pydantic import TypeAdapter
 
 from operators import registry
@@ -20,7 +21,7 @@ from pipeline.errors import ContractError, IntegrityError, SpecError
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.protocols import Partition, Source
 from pipeline.spec import JobSpec
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, join, shown
 
 PLAN = "_plan.jsonl"
 _PARTITION = TypeAdapter(Partition)
@@ -155,17 +156,24 @@ def list_partitions(job: JobSpec, source: Source) -> list[Partition]:
 
 
 def write_plan(storage: Storage, output: str, partitions: Sequence[Partition]) -> str:
-    """Write the plan down and return its digest."""
+    """Write the plan down and return its digest. Passwords and signatures of URLs are left out."""
     with storage.open_write(join(output, PLAN)) as file:
         head = {"version": FORMAT_VERSION, "partitions": len(partitions)}
         file.write(json.dumps(head).encode() + b"\n")
         for partition in partitions:
-            file.write(_PARTITION.dump_json(partition) + b"\n")
+            public = _with_uris(partition, _public)
+            file.write(_PARTITION.dump_json(public, exclude_defaults=True) + b"\n")
     return plan_digest(partitions)
 
 
-def read_plan(storage: Storage, output: str) -> list[Partition]:
+def read_plan(storage: Storage, output: str, urls: Sequence[str] = ()) -> list[Partition]:
     """Return the partitions that ``write_plan`` wrote; partition i is at place i.
+
+    Args:
+        storage: How to reach it.
+        output: The output folder's URI.
+        urls: The source's URLs, which have what was left out of them; without them the plan can
+            be looked at, and followed when nothing was left out.
 
     Raises:
         IntegrityError: the file is not whole, or of another version.
@@ -195,7 +203,8 @@ def read_plan(storage: Storage, output: str) -> list[Partition]:
                 f"{uri}: not a whole plan; after {len(partitions):,} partitions: {text}",
                 hint="the file was cut or edited; start again with --fresh",
             ) from None
-    return partitions
+    private = _Private(urls)
+    return [_with_uris(partition, private) for partition in partitions] if private else partitions
 
 
 def plan_digest(partitions: Sequence[Partition]) -> str:
@@ -254,6 +263,46 @@ def _itemsize(spec: FieldSpec) -> int:
     import numpy as np
 
     return np.dtype(spec.dtype).itemsize
+
+
+def _with_uris(partition: Partition, change: Callable[[str], str]) -> Partition:
+    uris = [change(item.file.uri) for item in partition.ranges]
+    if uris == [item.file.uri for item in partition.ranges]:
+        return partition
+    ranges = tuple(
+        replace(item, file=replace(item.file, uri=uri))
+        for item, uri in zip(partition.ranges, uris, strict=True)
+    )
+    return replace(partition, ranges=ranges)
+
+
+def _public(uri: str) -> str:
+    return shown(uri) if uri.startswith(_HTTP) else uri
+
+
+class _Private:
+    """Gives a URL back the user, password and query that ``_public`` took from it."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._whole: dict[str, str] = {}
+        self._hosts: dict[str, str] = {}
+        for url in urls:
+            if _public(url) == url:
+                continue
+            urls_of_it = braceexpand(url) if "{" in url else [url]
+            self._whole |= {_public(each): each for each in urls_of_it}
+            host = "/".join(url.split("/", 3)[:3])
+            self._hosts[shown(host)] = host
+
+    def __bool__(self) -> bool:
+        return bool(self._whole)
+
+    def __call__(self, uri: str) -> str:
+        host = "/".join(uri.split("/", 3)[:3])
+        return self._whole.get(uri) or self._hosts.get(host, host) + uri[len(host) :]
+
+
+_HTTP = ("http://", "https://")
 
 
 def _rename(

@@ -117,8 +117,9 @@ def _inputs(
 ) -> Batch:
     """Return the inputs of step ``index`` for the samples of the given keys."""
     bound = chain.steps[index]
-    source = build_source(job.source, data.storage, job.source_urls())
-    planned = read_plan(data.storage, data.uri)[partition]
+    urls = job.source_urls()
+    source = build_source(job.source, data.storage, urls)
+    planned = read_plan(data.storage, data.uri, urls)[partition]
     part = mask_poison(data.storage, data.uri, planned)
     wanted = set(bound.reads.values()) | {"key"}
     found: list[dict[str, Column]] = []

@@ -384,8 +384,11 @@ class Engine(Protocol):
         """Workers at work now."""
         ...
 
-    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
+    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult | None]:
         """Process partitions, in any order.
+
+        Yields None every second or so in which nothing is done, so that the caller is never kept
+        from looking after the run.
 
         Raises:
             TokenmillError: what ended the run; ``exit_code`` says which kind.

@@ -227,6 +227,7 @@ def run(
     planned = None
     if fresh or storage.stat(join(output, JOB)) is None:
         planned = list_partitions(prepared.job, prepared.source)  # writes nothing, may take long
+        storage.check_exclusive(join(output, JOB))  # lease and commits depend on it
     waiting = None if listener is None else listener.waiting
     with Lease(storage, output, waiting=waiting) as held:
         if fresh:
@@ -321,7 +322,7 @@ def _begin(prepared: Prepared, planned: list[Partition] | None) -> list[Partitio
             f"{output} belongs to another recipe:\n" + "\n".join(f"  {d}" for d in differences),
             hint="take the change back, choose another --output, or start again with --fresh",
         )
-    partitions = read_plan(storage, output)
+    partitions = read_plan(storage, output, prepared.urls)
     if plan_digest(partitions) != plan_sha256:
         raise IntegrityError(
             f"{join(output, PLAN)}: not the plan that the run began with",
@@ -392,6 +393,8 @@ def _process(
 ) -> None:
     for result in engine.run(pending):
         held.check()
+        if result is None:
+            continue
         _check_counts(result)
         commits.add(result)
         state.add(result)

@@ -353,6 +353,7 @@ def _add_lines(
 def _validate(raw: Mapping[str, Any], text: JobText) -> JobSpec:
     mistakes = _Mistakes(text)
     _forbid_env(raw, (), mistakes)
+    _forbid_secrets(raw, mistakes)
     # Which model an operator or a source has follows from its name: they are validated here, so
     # that a mistake in one is told in its own terms, and the job takes the finished parts.
     parts: dict[str, Any] = {}
@@ -423,6 +424,28 @@ def _forbid_env(raw: Any, location: Location, mistakes: "_Mistakes") -> None:
         )
 
 
+def _forbid_secrets(raw: Mapping[str, Any], mistakes: "_Mistakes") -> None:
+    """Refuse a password that is written into a URL: the recipe becomes part of the data set."""
+    source = raw.get("source")
+    urls = source.get("urls") if isinstance(source, Mapping) else None
+    for i, url in enumerate(urls if isinstance(urls, list) else [urls]):
+        if isinstance(url, str) and _SECRET_IN_URL.search(url):
+            mistakes.add(
+                ("source", "urls", *([i] if isinstance(urls, list) else [])),
+                "a password or signature in a URL would be written into the data set; set an "
+                "environment variable to it and write ${NAME} in its place",
+            )
+
+
+_SECRET_IN_URL = re.compile(
+    r"://[^/@\s:]*:(?!\$\{)[^/@\s]+@"
+    r"|[?&](?:[^=&\s]*[-_])?"
+    r"(?:signature|sig|token|secret|password|apikey|awsaccesskeyid|key|credential)"
+    r"=(?!\$\{)[^&\s]",
+    re.IGNORECASE,
+)
+
+
 class _Mistakes:
     """Collects what is wrong with a job, each with its line."""
 
@@ -453,7 +476,8 @@ class _Mistakes:
                 places.setdefault(_in_text(item, raw), []).append(item)
         for place, items in places.items():
             if not any(len(other) > len(place) == _shared(other, place) for other in places):
-                self.add((*prefix, *place), _reason(items, model))
+                is_secret = (*prefix, *place)[:1] == ("storage",)
+                self.add((*prefix, *place), _reason(items, model, is_secret=is_secret))
 
     def raise_if_any(self) -> None:
         lines = [self._found[place] for place in sorted(self._found, key=self._text.line)]
@@ -507,8 +531,8 @@ _EXPECTED = {
 """Kind of a pydantic error -> what was expected instead."""
 
 
-def _reason(items: Sequence[Any], model: type[BaseModel]) -> str:
-    """Say in one line what is wrong at one place of a job."""
+def _reason(items: Sequence[Any], model: type[BaseModel], *, is_secret: bool = False) -> str:
+    """Say in one line what is wrong at one place of a job; a secret's value is not shown."""
     first = items[0]
     if first["type"] == "extra_forbidden":
         return f"unknown field; {_nearest(str(first['loc'][-1]), _names(model, first['loc']))}"
@@ -519,7 +543,9 @@ def _reason(items: Sequence[Any], model: type[BaseModel]) -> str:
         message = str(first["msg"]).removeprefix("Value error, ")
         return f"{message[:1].lower()}{message[1:]}"
     wanted = [_EXPECTED[item["type"]].format(**item.get("ctx", {})) for item in known]
-    return f"expected {' or '.join(dict.fromkeys(wanted))}, found {_found(first['input'])}"
+    hidden = is_secret and not isinstance(first["input"], dict | list)
+    found = "another value" if hidden else _found(first["input"])
+    return f"expected {' or '.join(dict.fromkeys(wanted))}, found {found}"
 
 
 def _found(value: Any) -> str:

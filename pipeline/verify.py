@@ -4,9 +4,9 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +61,8 @@ class Finding:
 def verify(uri: str, storage: Storage, *, golden: bool = True) -> Iterator[Finding]:
     """Yield a finding per check: totals, ledger, every shard, every quarantine file, golden rows.
 
-    Memory does not grow with the size of a shard; a remote one is copied to a temporary file.
+    Every object is read once, from front to back, in memory that does not grow with its size; no
+    copy is made on this machine's disk but of golden samples, a shard of one row each.
 
     Args:
         uri: The data set.
@@ -241,51 +242,93 @@ def _digest_problem(
     data: DataSet, path: str, num_bytes: int, sha256: str, where: str
 ) -> str | None:
     try:
-        with _on_disk(data.storage, data.shard_uri(path)) as (_, found_bytes, found):
-            return _difference(found_bytes, num_bytes, found, sha256, where)
+        with _hashed(data, path) as file:
+            file.read_rest()
+            return _difference(file, num_bytes, sha256, where)
     except TokenmillError as error:
         return error.message
 
 
 def _shard_problem(data: DataSet, row: Mapping[str, Any]) -> str | None:
     try:
-        with _on_disk(data.storage, data.shard_uri(row["path"])) as (path, num_bytes, sha256):
-            problem = _difference(num_bytes, row["num_bytes"], sha256, row["sha256"], "index")
-            if problem:
-                return problem
-            with pa.memory_map(path) as file:
-                return _content_problem(data, pa.ipc.open_file(file), row)
+        with _hashed(data, row["path"]) as file:
+            problem, raised = None, None
+            try:
+                problem = _content_problem(data, file, row)
+            except TokenmillError:
+                raise
+            except Exception as error:  # damaged bytes may raise anything: the hash tells them
+                raised = error
+            file.read_rest()
+            differs = _difference(file, row["num_bytes"], row["sha256"], "index")
+            if differs is None and isinstance(raised, pa.ArrowException):
+                return f"not a shard: {str(raised).splitlines()[0]}"
+            if differs is None and raised is not None:
+                raise raised
+            return differs or problem
     except TokenmillError as error:
         return error.message
-    except pa.ArrowInvalid as error:
-        return f"not a shard: {str(error).splitlines()[0]}"
 
 
-def _difference(num_bytes: int, want: int, sha256: str, digest: str, where: str) -> str | None:
-    if num_bytes != want:
-        return f"{num_bytes:,} bytes, the {where} says {want:,}"
-    return None if sha256 == digest else f"sha256 {sha256[:12]}, the {where} says {digest[:12]}"
+def _difference(file: "_HashedFile", num_bytes: int, sha256: str, where: str) -> str | None:
+    if file.num_bytes != num_bytes:
+        return f"{file.num_bytes:,} bytes, the {where} says {num_bytes:,}"
+    if file.sha256 != sha256:
+        return f"sha256 {file.sha256[:12]}, the {where} says {sha256[:12]}"
+    return None
 
 
 @contextmanager
-def _on_disk(storage: Storage, uri: str) -> Iterator[tuple[str, int, str]]:
-    """Give an object as a local file, with its size and SHA-256."""
-    local = storage.local_path(uri)
-    with ExitStack() as stack:
-        file = stack.enter_context(storage.open_read(uri))
-        copy = None if local else stack.enter_context(tempfile.NamedTemporaryFile())
-        digest, num_bytes = hashlib.sha256(), 0
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            num_bytes += len(chunk)
-            if copy is not None:
-                copy.write(chunk)
-        if copy is not None:
-            copy.flush()
-        yield str(local) if copy is None else copy.name, num_bytes, digest.hexdigest()
+def _hashed(data: DataSet, path: str) -> Iterator["_HashedFile"]:
+    uri = data.shard_uri(path)
+    with data.storage.open_read(uri) as file:
+        yield _HashedFile(file, data.storage.opened(uri, file).num_bytes)
 
 
-def _content_problem(data: DataSet, reader: Any, row: Mapping[str, Any]) -> str | None:
+class _HashedFile:
+    """Reads an object once, from front to back, and hashes it; no copy is made."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    def read(self, size: int) -> bytes:
+        # A damaged file may ask for any size.
+        data = self._file.read(min(size, max(0, self._size - self.num_bytes)))
+        self._hash.update(data)
+        self.num_bytes += len(data)
+        return data
+
+    def read_rest(self) -> None:
+        while self.read(CHUNK_BYTES):
+            pass
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _content_problem(data: DataSet, file: _HashedFile, row: Mapping[str, Any]) -> str | None:
+    # An IPC file is a stream of record batches between two magic words, with a footer at its end
+    # for those who jump about.
+    if file.read(len(_MAGIC)) != _MAGIC:
+        return "not a shard: does not begin as an Arrow file"
+    reader = pa.ipc.open_stream(pa.PythonFile(file, "r"))
     metadata = json.loads((reader.schema.metadata or {}).get(b"tokenmill", b"{}"))
     if metadata.get("fingerprint") != data.manifest.fingerprint:
         return "carries another fingerprint than the manifest"
@@ -294,8 +337,7 @@ def _content_problem(data: DataSet, reader: Any, row: Mapping[str, Any]) -> str 
         if found != arrow_type(spec):
             return f"field {name!r} is {found}, expected {arrow_type(spec)}"
     rows, tokens = 0, dict.fromkeys(data.manifest.totals["tokens"], 0)
-    for i in range(reader.num_record_batches):
-        batch = reader.get_batch(i)
+    for batch in reader:
         batch.validate(full=True)
         rows += batch.num_rows
         for name in tokens:
@@ -310,6 +352,9 @@ def _content_problem(data: DataSet, reader: Any, row: Mapping[str, Any]) -> str 
         if count != row[f"tokens.{name}"]:
             return f"{count:,} {name}, the index says {row[f'tokens.{name}']:,}"
     return None
+
+
+_MAGIC = b"ARROW1\0\0"
 
 
 def _id_problem(name: str, ids: np.ndarray, spec: FieldSpec) -> str | None:
@@ -344,7 +389,7 @@ def _check_golden(data: DataSet) -> Iterator[Finding]:
             known = model_files.known()
             worker = Worker(WorkerTask(job, now, folder, "verify", data.storage, urls, known))
             try:
-                partitions = read_plan(data.storage, data.uri)
+                partitions = read_plan(data.storage, data.uri, urls)
                 for golden in data.manifest.golden:
                     planned = partitions[golden.partition]
                     partition = mask_poison(data.storage, data.uri, planned)

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.protocols import Engine, Partition, PartitionResult
 from pipeline.report.summary import RunSummary
 from pipeline.runner import prepare, run
 from pipeline.spec import JobSpec, parse_job
@@ -132,6 +133,22 @@ def parse(job: Mapping[str, Any]) -> JobSpec:
 def run_inline(job: Mapping[str, Any], **options: Any) -> RunSummary:
     """Run a job in this process."""
     return run(prepare(parse(job)), engine="inline", **options)
+
+
+class AtBegin:
+    """A listener that does something after the plan was written and before anything is read."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+
+    def waiting(self, who: str) -> None:
+        """Nobody else is at work."""
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        self._do()
+
+    def committed(self, result: PartitionResult) -> None:
+        """It is enough to have begun."""
 
 
 def command(job: Mapping[str, Any], folder: Path, *options: str) -> list[str]:

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from pipeline.engines.attempts import Attempts
 from pipeline.errors import TransientError
@@ -18,6 +18,8 @@ from pipeline.stages import Worker, WorkerTask
 
 AHEAD = 2
 """Partitions handed to the worker at a time: the next is read while the last is written."""
+
+POLL_S = 1.0
 
 
 class InlineEngine:
@@ -38,7 +40,7 @@ class InlineEngine:
         """Always one."""
         return 1
 
-    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
+    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult | None]:
         """Process partitions; see ``Engine.run``."""
         attempts = Attempts(self._max_attempts)
         self._worker = Worker(self._task)
@@ -49,6 +51,8 @@ class InlineEngine:
                 partition = waiting.popleft()
                 running.append((partition, self._worker.submit(partition)))
             partition, future = running.popleft()
+            while not wait([future], POLL_S).done:
+                yield None
             try:
                 yield future.result()
             except TransientError as error:

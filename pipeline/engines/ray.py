@@ -92,7 +92,7 @@ class RayEngine:
         """Workers that are ready."""
         return sum(worker.ready for worker in self._workers.values())
 
-    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult]:
+    def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult | None]:
         """Process partitions; see ``Engine.run``."""
         self._connect()
         self._shelf = _shelf_of(self._task.model_files)
@@ -114,6 +114,7 @@ class RayEngine:
             # A worker's last progress may be as old as the last time it was asked.
             for name, silent_s in schedule.hanging(time.monotonic() - self._every_s):
                 self._lose(self._workers[name], f"no progress for {silent_s:,.0f} s")
+            yield None
 
     def progress(self) -> Mapping[str, StageCounts]:
         """Return what the workers reported of partitions not yet yielded."""

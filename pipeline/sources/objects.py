@@ -53,16 +53,25 @@ def check_planned(file: SourceFile, found: Entry | None) -> None:
 
 @contextmanager
 def open_planned(storage: Storage, file: SourceFile, *, seekable: bool = False) -> Iterator[Any]:
-    """Open an object for reading after ``check_planned``.
+    """Open an object for reading, after ``check_planned`` of what was opened.
+
+    An object that is replaced or changed while the block reads ends it with IntegrityError.
 
     Args:
         storage: Where it lies.
         file: The object, as planned.
         seekable: The reader jumps about; otherwise it goes from front to back.
     """
-    check_planned(file, storage.stat(file.uri))
-    with storage.open_read(file.uri, read_ahead=not seekable) as opened:
+    try:
+        opened = storage.open_read(file.uri, read_ahead=not seekable)
+    except NotFoundError:
+        check_planned(file, None)
+        raise
+    with opened:
+        check_planned(file, storage.opened(file.uri, opened))
         yield opened
+        if storage.local_path(file.uri) is not None:  # a store refuses to read another version
+            check_planned(file, storage.opened(file.uri, opened))
 
 
 class PlainStream:

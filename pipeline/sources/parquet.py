@@ -167,6 +167,7 @@ class ParquetSource:
             check_planned(file, self._storage.stat(file.uri))
             with _parquet(str(local), file) as parquet:
                 yield parquet
+            check_planned(file, self._storage.stat(file.uri))
             return
         with (
             open_planned(self._storage, file, seekable=True) as opened,

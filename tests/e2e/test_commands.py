@@ -1,6 +1,9 @@
 """The smaller commands: what they say, how they end when something is wrong, and ``gc``."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +145,22 @@ def test_gc_of_an_unfinished_run_must_be_asked_for(run: CommandLine) -> None:
     assert not (out / "shards/0000001-001.arrow").exists()
     assert run("run", "job.yaml", "--engine", "inline") == 0
     assert run("verify", "out") == 0
+
+
+def test_status_names_the_run_that_holds_the_output(run: CommandLine) -> None:
+    out = run.folder / "out"
+    with Lease(Storage(), str(out)) as held:
+        assert run("status", "out") == 0
+        assert f"\nheld by      {held.holder()}\n" in run.out
+        lease = next((out / "_lease").iterdir())
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        lease.write_text(json.dumps({**json.loads(lease.read_text()), "pid": ended.pid}))
+        assert run("status", "out") == 0
+        assert f"\nheld by      process {ended.pid} on " in run.out
+        assert "UTC (it has ended)\n" in run.out
+    assert run("status", "out") == 0
+    assert "held by" not in run.out
 
 
 def test_gc_leaves_a_run_at_work_alone(run: CommandLine) -> None:

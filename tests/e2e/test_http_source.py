@@ -1,5 +1,6 @@
 """A source behind http: brace expansion, sizes, ranges, and a missing file."""
 
+import base64
 import functools
 import http.server
 import re
@@ -15,6 +16,7 @@ import pytest
 from pipeline.errors import SetupError
 from pipeline.sources import ParquetConfig, build_source
 from pipeline.storage import Storage
+from tests.corpus import data_files, run_inline, text_job
 
 
 class WithoutRanges(http.server.SimpleHTTPRequestHandler):
@@ -73,6 +75,46 @@ def test_reads_over_http(site: str) -> None:
 def test_missing_file_is_named(site: str) -> None:
     with pytest.raises(SetupError, match=r"part-3\.parquet"):
         list(source([f"{site}/part-{{0..3}}.parquet"]).list_partitions())
+
+
+class WithPassword(WithRanges):
+    """Answers only who knows user, password and signature."""
+
+    def do_HEAD(self) -> None:
+        if self._is_known():
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        if self._is_known():
+            super().do_GET()
+
+    def _is_known(self) -> bool:
+        user = base64.b64encode(b"me:sesame").decode()
+        known = self.headers.get("Authorization") == f"Basic {user}" and "sig=sesame" in self.path
+        if not known:
+            self.send_error(403)
+        return known
+
+
+@pytest.mark.parametrize("site", [WithPassword], indirect=True)
+def test_a_password_in_a_url_is_used_and_written_nowhere(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SITE", site.replace("http://", "http://me:sesame@"))
+    monkeypatch.setenv("SIGNATURE", "sesame")
+    urls = [f"${{SITE}}/part-{i}.parquet?sig=${{SIGNATURE}}" for i in range(3)]
+    output = tmp_path / "out"
+    parquet = {"type": "parquet", "urls": urls, "fields": ["text"], "partition_bytes": 1}
+    job = text_job("", output, source=parquet)
+    assert run_inline(job).samples == 150
+    before = data_files(output)
+    (output / "manifest.json").unlink()
+    for segment in (output / "_ledger").iterdir():
+        segment.unlink()
+    assert run_inline(job).num_resumed == 0  # what the plan left out came from the job
+    assert data_files(output) == before
+    for path in output.rglob("*"):
+        assert path.is_dir() or b"sesame" not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("site", [WithoutRanges], indirect=True)

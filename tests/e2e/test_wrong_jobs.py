@@ -61,7 +61,10 @@ WRONG_FILES = {
         "'partition_bytes'?",
     ),
     "run.workers": Wrong(
-        "max_bad_samples: 1", "workers: 0", "30: run.workers", "'auto' or 1 or more, found 0"
+        "max_bad_samples: 1",
+        "workers: 0",
+        "30: run.workers",
+        "'auto' or 1 or more or a mapping, found 0",
     ),
 }
 

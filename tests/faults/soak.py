@@ -13,6 +13,8 @@ import logging
 import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +34,8 @@ from pipeline.protocols import Engine, PartitionResult
 from pipeline.runner import prepare, run
 from pipeline.storage import Storage
 from tests.corpus import (
+    command,
+    commit_records,
     data_files,
     environment,
     manifest,
@@ -59,6 +63,7 @@ class Fault:
         run: Settings of the job's ``run``.
         poison: A sample is lost: it has to be in the quarantine, and all others in their places.
         shows: What must have happened on the way, or the fault was none.
+        driver: The engine of a driver that is killed; None runs in this process.
     """
 
     times: int
@@ -67,6 +72,7 @@ class Fault:
     run: Mapping[str, Any] = field(default_factory=dict)
     poison: bool = False
     shows: Literal["failed", "second", "joined"] | None = "failed"
+    driver: Literal["inline", "ray"] | None = None
 
 
 def _exits(where: str) -> Fault:
@@ -90,10 +96,12 @@ FAULTS: dict[str, Fault] = {
         lambda bench, rng: bench.add_a_node(),
         shows="joined",
     ),
+    "driver killed, inline": Fault(10, SLOWLY, driver="inline"),
+    "driver killed, ray": Fault(10, SLOWLY, driver="ray"),
     "hang": Fault(
         3,
         {"where": "operator", "how": "hang", "times": 1, "key": "t4-003"},
-        run={"deadline_s": 4.0},
+        run={"deadline_s": 2.5},
     ),
     "straggler": Fault(
         3,
@@ -170,6 +178,10 @@ class Bench:
         shutil.rmtree(out, ignore_errors=True)
         settings = {"chunk_size": 2, "max_bad_samples": 1, **fault.run}
         job = {**self._job, "output": str(out), "run": settings}
+        if fault.driver is not None:
+            return self._kill_driver(job, out, fault.driver, random.Random(seed))
+        while len(self._extra) > 1:
+            self._cluster.remove_node(self._extra.pop(), allow_graceful=True)
         witness = _Witness()
         num_nodes = 1 + len(self._extra)
         began = time.monotonic()
@@ -217,6 +229,36 @@ class Bench:
     def add_a_node(self) -> None:
         """Start one more node; it stays."""
         self._extra.append(self._cluster.add_node(num_cpus=1))
+
+    def _kill_driver(
+        self, job: dict[str, Any], out: Path, engine: str, rng: random.Random
+    ) -> Outcome:
+        """SIGKILL a driver at some moment of its run; then the same command again, to its end."""
+        options = ["--engine", engine]
+        options += ["--address", self._cluster.address] if engine == "ray" else []
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command(job, self.folder, *options),
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not (out / "_job.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 8.0))
+        process.kill()
+        if process.wait() != -signal.SIGKILL:
+            return Outcome("it was done before it could be killed", time.monotonic() - began)
+        done = len(commit_records(out))
+        again = subprocess.run(
+            command(job, self.folder, *options),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        wrong = again.stderr if again.returncode else self._difference(out)
+        return Outcome(wrong, time.monotonic() - began, TARS - done)
 
     def _difference(self, out: Path) -> str | None:
         expected, found = data_files(self._undisturbed), data_files(out)

@@ -5,6 +5,7 @@ import io
 import tarfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,45 @@ def test_walk_glob_and_stat_agree(s3: Storage, bucket: str) -> None:
     assert [entry.uri for entry in s3.glob(f"{bucket}/x/*")] == [f"{bucket}/x/b.tar"]
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("*", "*.tar", "b/*", "b/c*/*.tar", "*/*", "*/c?/x.tar", "b/*/y*", "**/*.tar", "b/**"),
+        *("b/**/x.tar", "*/c2/*", "[ab]*/*/*.[ts]*", "z*", "absent/*", "b/absent/*.tar"),
+    ],
+)
+def test_patterns_mean_what_they_mean_on_a_disk(
+    pattern: str, s3: Storage, bucket: str, tmp_path: Path
+) -> None:
+    names = ("a.tar", "a.sh", "b/c1/x.tar", "b/c1/y.tar", "b/c2/x.tar", "b/d.tar", "bc/c3/x.sh")
+    for name in names:
+        s3.write(f"{bucket}/{name}", b"x")
+        Storage().write(f"{tmp_path}/{name}", b"x")
+    found = [entry.uri.removeprefix(bucket) for entry in s3.glob(f"{bucket}/{pattern}")]
+    on_disk = [entry.uri for entry in Storage().glob(f"{tmp_path}/{pattern}")]
+    assert found == [uri.removeprefix(str(tmp_path)) for uri in on_disk]
+
+
+def test_what_others_wrote_since_a_listing_is_read(
+    s3: Storage, s3_endpoint: str, bucket: str
+) -> None:
+    """A commit that finds another's segment reads it, though it listed the folder before."""
+    options = {"key": "AKIAEXAMPLE", "secret": "other", "endpoint_url": s3_endpoint}
+    other = Storage({"s3": options})  # with connections and caches of its own
+    s3.write(f"{bucket}/a/1", b"one")
+    assert len(list(s3.walk(f"{bucket}/a"))) == 1
+    other.create_exclusive(f"{bucket}/a/2", b"two")
+    with pytest.raises(AlreadyCommittedError):
+        s3.create_exclusive(f"{bucket}/a/2", b"mine")
+    assert s3.read(f"{bucket}/a/2") == b"two"
+    with s3.open_read(f"{bucket}/a/2") as file:
+        assert file.read() == b"two"
+    other.write(f"{bucket}/a/1", b"larger than it was")
+    assert s3.read(f"{bucket}/a/1") == b"larger than it was"
+    with s3.open_read(f"{bucket}/a/1") as file:
+        assert file.read() == b"larger than it was"
+
+
 def test_of_several_racers_one_wins(s3: Storage, bucket: str) -> None:
     for attempt in range(5):
         uri = f"{bucket}/ledger/{attempt}"
@@ -104,10 +144,12 @@ def test_listing_by_glob_and_by_braces(s3: Storage, bucket: str) -> None:
 def test_missing_things_are_named(s3: Storage, bucket: str) -> None:
     with pytest.raises(NotFoundError, match=f"{bucket}/absent: no such object"):
         s3.read(f"{bucket}/absent")
-    with pytest.raises(NotFoundError, match="s3://no-such-bucket/a: no such object"):
-        s3.open_read("s3://no-such-bucket/a")
+    for call in (s3.read, s3.open_read):
+        with pytest.raises(SetupError, match="s3://no-such-bucket/a: no such bucket; create it"):
+            call("s3://no-such-bucket/a")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_server_that_is_away_is_worth_another_attempt() -> None:
     options = {"key": "AKIAEXAMPLE", "secret": SECRET, "endpoint_url": "http://127.0.0.1:9"}
     retries = {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 2}}

@@ -14,6 +14,7 @@ import torch
 from operators import registry
 from operators.errors import SetupError
 from operators.image_tokenizers.flextok import FlexTok, FlexTokConfig
+from operators.model_files import ModelFile
 from operators.text.hf_text import HFText, HFTextConfig
 from pipeline.model_cache import CHUNK_BYTES, JobModelFiles
 from pipeline.storage import Storage
@@ -28,7 +29,14 @@ from tests.corpus import (
     write_corpus,
 )
 from tests.flextok_checkpoint import GOLDEN, golden, golden_weights, write_checkpoint
-from tests.s3.server import S3Server
+from tests.s3.server import (
+    Disturbance,
+    Fault,
+    S3Server,
+    cut_body,
+    reset_in_body,
+    short_body,
+)
 
 TOKENIZER = GOLDEN.parent / "text" / "bytelevel_bpe.json"
 
@@ -90,6 +98,22 @@ def test_ids_of_weights_on_s3(folder: str, s3: Storage, bucket: str) -> None:
     op.setup("cpu")
     assert torch.equal(op.encode(golden("inputs")["images"]), golden("outputs")["tokens"])
     assert op.identity() == build(folder, s3).identity()
+
+
+@pytest.mark.parametrize("disturb", [reset_in_body, cut_body, short_body])
+def test_a_download_that_breaks_off(
+    disturb: Disturbance, s3: Storage, bucket: str, s3_server: S3Server
+) -> None:
+    """It is gone on with, or begun anew; what is kept is whole."""
+    data = b"".join(b"%08d" % n for n in range(CHUNK_BYTES // 4))
+    s3.write(f"{bucket}/flextok/model.safetensors", data)
+    file = ModelFile("url", f"{bucket}/flextok", "model.safetensors")
+    with s3_server.disturbed(Fault(disturb, methods=["GET"], after=1, times=1)) as fault:
+        for files in (JobModelFiles(s3), JobModelFiles(s3)):
+            found = files.fetch(file)
+            assert found is not None
+            assert found.path.read_bytes() == data
+    assert fault.hits == 1
 
 
 def test_what_is_not_there_is_named(s3: Storage, bucket: str) -> None:

@@ -299,7 +299,8 @@ def test_counts_that_do_not_add_up_are_not_committed(
 
     def losing(self: InlineEngine, partitions: Any) -> Iterator[PartitionResult]:
         for result in original(self, partitions):
-            yield replace(result, num_written=result.num_written - 1)
+            if result is not None:
+                yield replace(result, num_written=result.num_written - 1)
 
     monkeypatch.setattr(InlineEngine, "run", losing)
     message = r"10 samples read, but 9 written \+ 0 filtered \+ 0 quarantined = 9"
@@ -360,6 +361,27 @@ def test_the_plan_comes_back_as_it_went_in(tmp_path: Path) -> None:
     assert plan_digest(plan) == digest
 
 
+@pytest.mark.parametrize(
+    ("url", "uri", "written"),
+    [
+        ("https://me:pass@h:1/{0..2}.tar", "https://me:pass@h:1/1.tar", "https://***@h:1/1.tar"),
+        ("https://me:pass@h/*.tar", "https://me:pass@h/x/y.tar", "https://***@h/x/y.tar"),
+        ("https://h/1.tar?sig=pass&x=1", "https://h/1.tar?sig=pass&x=1", "https://h/1.tar"),
+        ("https://h/{0..2}.tar", "https://h/1.tar", "https://h/1.tar"),
+        ("s3://b/*", "s3://b/what?.tar", "s3://b/what?.tar"),
+    ],
+)
+def test_a_plan_holds_no_password_and_gets_it_back(
+    url: str, uri: str, written: str, tmp_path: Path
+) -> None:
+    plan = [partition(0, "other.tar", uri="https://other/1.tar"), partition(1, uri=uri)]
+    write_plan(Storage(), str(tmp_path), plan)
+    assert b"pass" not in (tmp_path / "_plan.jsonl").read_bytes()
+    without = read_plan(Storage(), str(tmp_path))
+    assert [part.ranges[0].file.uri for part in without] == ["https://other/1.tar", written]
+    assert read_plan(Storage(), str(tmp_path), ["https://other/{0..2}.tar", url]) == plan
+
+
 def test_an_empty_plan_comes_back(tmp_path: Path) -> None:
     write_plan(Storage(), str(tmp_path), [])
     assert read_plan(Storage(), str(tmp_path)) == []
@@ -381,6 +403,10 @@ def test_the_digest_is_of_what_is_read_not_of_where_it_lies() -> None:
         lambda data: data[:-20],
         lambda data: data[: data.rindex(b'{"index"')],
         lambda data: data.replace(b'"ranges"', b'"rangos"'),
+        lambda data: data.replace(b'"index":1', b'"index":2'),
+        lambda data: data.replace(b'"index":1', b'"index":"1"'),
+        lambda data: b"[]\n" + data,
+        lambda data: b"\n",
         lambda data: data.replace(b'"version": 1', b'"version": 2'),
         lambda data: data + b"\xff",
         lambda data: data.replace(b'"partitions"', b'"partition"'),

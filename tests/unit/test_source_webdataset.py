@@ -19,7 +19,7 @@ from pipeline.protocols import Partition, Rejected, SourceFile, SourceRange
 from pipeline.sources.objects import DamagedError, open_stream
 from pipeline.sources.tar import TarWalk
 from pipeline.sources.webdataset import WebDatasetConfig, WebDatasetSource, split_name
-from pipeline.storage import Storage
+from pipeline.storage import Entry, Storage
 
 Members = Sequence[tuple[str, bytes]]
 IMAGE_TEXT = {"image": "jpg;png", "text": "txt"}
@@ -344,6 +344,9 @@ class CuttingStorage(Storage):
 
     def open_read(self, uri: str, *, read_ahead: bool = True) -> BinaryIO:
         return io.BytesIO(self.read(uri)[:3000])
+
+    def opened(self, uri: str, file: BinaryIO) -> Entry:
+        return Entry(uri, Path(uri).stat().st_size, "")
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])

@@ -175,6 +175,7 @@ def test_storage_options_are_replaced_inside(monkeypatch: pytest.MonkeyPatch) ->
         ("limit: 0", "limit: expected 1 or more, found 0"),
         ("batch_size:", "batch_size: expected a whole number, found nothing"),
         ("storage: {s3: [a]}", "storage.s3: expected a mapping, found a list"),
+        ("storage: {s3: sesame}", "storage.s3: expected a mapping, found another value"),
         ("1: 2", "keys should be strings"),
         ("[1]: 2", "expected text as a key, found a list or mapping"),
         ("storage: &a {s3: *a}", "nested without end"),
@@ -188,6 +189,38 @@ def test_wrong_values(more: str, says: str) -> None:
     assert says in caught.value.message
     assert caught.value.message.startswith("job.yaml:")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:sesame@host/a.parquet",
+        "https://host/a.parquet?X-Amz-Date=1&X-Amz-Signature=sesame",
+        "https://host/a.parquet?api_key=sesame",
+        "https://host/a.parquet?sig=sesame&se=2",
+    ],
+)
+def test_a_secret_written_into_a_url_is_refused(url: str) -> None:
+    text = JOB.replace("b.parquet", f"'{url}'")
+    with pytest.raises(
+        SpecError, match=r"job.yaml:4: source.urls\[1\]: a password or sig"
+    ) as found:
+        parse(text)
+    assert "sesame" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:${PASSWORD}@host/a.parquet",
+        "https://me@host/a.parquet",
+        "https://host/a.parquet?X-Amz-Signature=${SIGNATURE}&download=true",
+        "https://host/a.parquet?monkey=1",
+        "s3://bucket/a?b.parquet",
+    ],
+)
+def test_a_secret_of_the_environment_and_other_queries_are_not(url: str) -> None:
+    assert parse(JOB.replace("b.parquet", f"'{url}'")).recipe()["source"]["urls"][1] == url
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ from pipeline.errors import AlreadyCommittedError, SetupError, TransientError
 from pipeline.storage import Entry, NotFoundError, Storage, join, shown
 
 
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.WAITS_S", (0.0,) * 3)
+
+
 @pytest.fixture
 def storage() -> Storage:
     return Storage()
@@ -141,6 +146,44 @@ def test_glob_gives_files_sorted(storage: Storage, tmp_path: Path) -> None:
     assert [entry.uri for entry in found] == [f"{tmp_path}/x/a.tar", f"{tmp_path}/x/b.tar"]
     assert found[0] == storage.stat(found[0].uri)
     assert storage.glob(f"{tmp_path}/y/*") == []
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("*", "*.tar", "b/*", "b/c*/*.tar", "*/*", "*/c?/x.tar", "b/*/y*", "**/*.tar", "b/**"),
+        *("b/**/x.tar", "*/c2/*", "[ab]*/*/*.[ts]*", "z*", "absent/*", "b/absent/*.tar", "a.tar/*"),
+        *("*/d.tar", "[!a]*/*", ".*", "b/d.tar"),
+    ],
+)
+def test_patterns_mean_what_they_mean_to_fsspec(
+    storage: Storage, tmp_path: Path, pattern: str
+) -> None:
+    names = ("a.tar", "a.sh", ".h", "b/c1/x.tar", "b/c1/y.tar", "b/c2/x.tar", "b/d.tar", "bc/c3/x")
+    for name in names:
+        storage.write(str(tmp_path / name), b"x")
+    expected = fsspec.filesystem("file").glob(f"{tmp_path}/{pattern}", detail=True)
+    files = sorted(name for name, info in expected.items() if info["type"] == "file")
+    assert [entry.uri for entry in storage.glob(f"{tmp_path}/{pattern}")] == files
+
+
+@pytest.mark.parametrize("pattern", ["*/*", "a*/*", "**/*"])
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    storage: Storage, tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fsspec would give the files of the others."""
+    for name in ("a/x", "ab/x"):
+        storage.write(str(tmp_path / name), b"x")
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if str(path).endswith("/ab"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", failing)
+    with pytest.raises(SetupError, match="permission denied"):
+        storage.glob(f"{tmp_path}/{pattern}")
 
 
 def test_stat_of_an_absent_object_or_a_folder_is_none(storage: Storage, tmp_path: Path) -> None:
