@@ -461,7 +461,7 @@ class _WorkerActor:
         return self._worker.progress() if self._worker is not None else {}
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Shelf:
     """The model files of the driver's node, for nodes that lack them.
 
