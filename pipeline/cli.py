@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import SpecError, TokenmillError
+from pipeline.signals import STOPPED, StopSignals
 from pipeline.spec import JobSpec, load_job, schema_json
 from pipeline.storage import Storage
 
@@ -25,7 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turn large corpora into tokens before training.",
 )
-INTERRUPTED = 130
+STOPPED_CODES = (130, 143)
+"""By Ctrl-C and by SIGTERM."""
+
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, highlight=False)
 
@@ -65,8 +68,8 @@ def main() -> None:
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
         raise
-    if code == INTERRUPTED:
-        err.print("stopped; run the same command again to go on")
+    if code in STOPPED_CODES:
+        err.print(STOPPED)
     if code:
         sys.exit(code)
 
@@ -87,13 +90,28 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Remove what is in the output folder first.")] = False,
 ) -> None:
     """Run a job. The same command again goes on where it stopped."""
+    if engine not in ("ray", "inline"):
+        raise SpecError(f"--engine {engine}: unknown engine", hint="use ray or inline")
+    with StopSignals() as stop:
+        try:
+            _run(_job(job_file, limit), output, engine, address, workers, fresh)
+        except KeyboardInterrupt:
+            raise typer.Exit(stop.code) from None
+
+
+def _run(
+    job: JobSpec,
+    output: str | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    fresh: bool,
+) -> None:
     from pipeline import runner
     from pipeline.report.live import LiveView
     from pipeline.report.tables import stage_table, summary_table
 
-    if engine not in ("ray", "inline"):
-        raise SpecError(f"--engine {engine}: unknown engine", hint="use ray or inline")
-    prepared = runner.prepare(_job(job_file, limit), output)
+    prepared = runner.prepare(job, output)
     for warning in prepared.warnings:
         err.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     with ExitStack() as stack:

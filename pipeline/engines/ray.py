@@ -8,6 +8,8 @@ a partition that kills its worker cannot do so for ever.
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -152,8 +154,11 @@ class RayEngine:
         else:
             options["address"] = self._address
         env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(runtime_env={"env_vars": env}, **options)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_term)  # Ray's own ends the process as it stands
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SetupError(
                 f"no Ray cluster at {self._address or 'this machine'}: {error}",

@@ -4,6 +4,7 @@ All runs share one private cluster, started by ``tests/ray_runs.py`` in a proces
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,11 @@ def outcomes(folder: Path, jobs: dict[str, dict[str, Any]]) -> Outcomes:
 
 
 @pytest.fixture
-def misbehave_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(announce(folder / "extension"))
+def misbehave_here(folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(announce(folder / "extension"))
+        registry.all_classes.cache_clear()
+        yield
     registry.all_classes.cache_clear()
 
 
