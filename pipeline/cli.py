@@ -1,6 +1,7 @@
 """The command line: ``pipeline run JOB`` and its companions. Thin: it parses, calls and prints."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from pipeline.errors import SpecError, TokenmillError
 from pipeline.signals import STOPPED, StopSignals
-from pipeline.spec import JobSpec, load_job, schema_json
+from pipeline.spec import JobSpec, WorkerRange, load_job, schema_json
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turn large corpora into tokens before training.",
 )
-STOPPED_CODES = (130, 143)
-"""By Ctrl-C and by SIGTERM."""
-
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, highlight=False)
 
@@ -49,6 +47,15 @@ StorageOf = Annotated[
         "--job", help="Job file whose storage options reach the output.", show_default=False
     ),
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        help="Workers: a number, or MIN:MAX for a cluster that grows on demand.",
+        show_default=False,
+        metavar="N|MIN:MAX",
+    ),
+]
+Fresh = Annotated[bool, typer.Option(help="Remove what is in the output folder first.")]
 Limit = Annotated[
     int | None, typer.Option(help="Stop after this many input samples.", min=1, show_default=False)
 ]
@@ -56,22 +63,29 @@ Limit = Annotated[
 
 def main() -> None:
     """Run the command line; exit codes are those of ``pipeline.errors``."""
+    code = _main()
+    if os.environ.get("TOKENMILL_FIGURES"):
+        from pipeline.report.live import EXIT_MARK
+
+        print(f"{EXIT_MARK}{code}", flush=True)
+    if code:
+        sys.exit(code)
+
+
+def _main() -> int:
     try:
         code = app(standalone_mode=False)  # a number when typer ended the command itself
     except TokenmillError as error:
         err.print(Text("error: ", style="bold red") + Text(error.message), soft_wrap=True)
         if error.hint:
             err.print(Text("  do: ", style="bold") + Text(error.hint), soft_wrap=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # wrong usage
             error.show()  # type: ignore[attr-defined]
-            sys.exit(2)
+            return 2
         raise
-    if code in STOPPED_CODES:
-        err.print(STOPPED)
-    if code:
-        sys.exit(code)
+    return int(code or 0)
 
 
 @app.command()
@@ -83,19 +97,18 @@ def run(
         str | None,
         typer.Option(help="Ray cluster to join; a private one by default.", show_default=False),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Worker processes.", min=1, show_default=False)
-    ] = None,
+    workers: Workers = None,
     limit: Limit = None,
-    fresh: Annotated[bool, typer.Option(help="Remove what is in the output folder first.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Run a job. The same command again goes on where it stopped."""
     if engine not in ("ray", "inline"):
         raise SpecError(f"--engine {engine}: unknown engine", hint="use ray or inline")
     with StopSignals() as stop:
         try:
-            _run(_job(job_file, limit), output, engine, address, workers, fresh)
+            _run(_job(job_file, limit), output, engine, address, _workers(workers), fresh)
         except KeyboardInterrupt:
+            err.print(STOPPED)
             raise typer.Exit(stop.code) from None
 
 
@@ -104,7 +117,7 @@ def _run(
     output: str | None,
     engine: str,
     address: str | None,
-    workers: int | None,
+    workers: int | WorkerRange | None,
     fresh: bool,
 ) -> None:
     from pipeline import runner
@@ -133,6 +146,64 @@ def _run(
     out.print()
     out.print(summary_table(summary))
     out.print(f"\ndone: {summary.output}/manifest.json", soft_wrap=True)
+
+
+@app.command()
+def submit(
+    job_file: Annotated[
+        Path | None, typer.Argument(help="Job file (YAML).", show_default=False)
+    ] = None,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="The cluster's dashboard, e.g. http://head:8265.",
+            envvar="RAY_API_SERVER_ADDRESS",
+            show_default=False,
+        ),
+    ] = "",
+    output: Output = None,
+    workers: Workers = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+    detach: Annotated[bool, typer.Option(help="Send it, and do not wait.")] = False,
+    follow: Annotated[
+        str | None,
+        typer.Option(help="Watch a job that was sent before, by its id.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a job on a Ray cluster from elsewhere: send it, follow its log, return its exit code.
+
+    Ctrl-C ends the watching alone.
+    """
+    from pipeline import submit as submission
+    from pipeline.engines.ray_jobs import RayJobs
+
+    if (job_file is None) == (follow is None):
+        raise SpecError("submit: expected a job file, or --follow and an id, and not both")
+    if not address:
+        raise SpecError("submit: no cluster", hint="give --address http://head:8265")
+    if job_file is None:
+        jobs, sent = RayJobs(address), str(follow)
+    else:
+        job = _job(job_file, limit)
+        _workers(workers)
+        given = {"--output": output, "--workers": workers, "--limit": limit}
+        options = [part for name, value in given.items() if value for part in (name, str(value))]
+        options += ["--fresh"] if fresh else []
+        jobs = RayJobs(address)
+        sent = submission.submit(jobs, job, job_file, options)
+        err.print(f"sent as {sent}")
+    again = f"pipeline submit --follow {sent} --address {address}"
+    stop = f"ray job stop {sent} --address {address}"
+    if detach:
+        err.print(f"watch it: {again}\nstop it:  {stop}", soft_wrap=True)
+        return
+    try:
+        code = submission.follow(jobs, sent, out)
+    except KeyboardInterrupt:
+        err.print(f"{sent} goes on\nwatch it: {again}\nstop it:  {stop}", soft_wrap=True)
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -439,6 +510,20 @@ def _verify(
 
 def _storage(job_file: Path | None) -> Storage:
     return Storage(load_job(job_file).storage_options() if job_file is not None else None)
+
+
+def _workers(text: str | None) -> int | WorkerRange | None:
+    if text is None:
+        return None
+    least, colon, most = text.partition(":")
+    try:
+        if colon:
+            return WorkerRange(min=int(least), max=int(most))
+        if int(text) >= 1:
+            return int(text)
+    except ValueError:  # pydantic's is one too
+        pass
+    raise SpecError(f"--workers {text}: expected a number from 1, or MIN:MAX")
 
 
 def _job(path: Path, limit: int | None = None) -> JobSpec:

@@ -51,7 +51,7 @@ from pipeline.plan import (
 from pipeline.protocols import Engine, Partition, PartitionResult, Source
 from pipeline.report.summary import RunSummary, Sums, by_reason, summarize
 from pipeline.sources import build_source
-from pipeline.spec import JobSpec, RunSpec
+from pipeline.spec import JobSpec, RunSpec, WorkerRange
 from pipeline.stages import WorkerTask
 from pipeline.storage import Entry, NotFoundError, Storage, join
 
@@ -204,7 +204,7 @@ def run(
     *,
     engine: str = "ray",
     address: str | None = None,
-    workers: int | None = None,
+    workers: int | WorkerRange | None = None,
     fresh: bool = False,
     listener: Listener | None = None,
 ) -> RunSummary:
@@ -214,7 +214,7 @@ def run(
         prepared: The job.
         engine: ``inline`` or ``ray``.
         address: Ray cluster to join; None starts a private one.
-        workers: Number of workers; None is the job's ``run.workers``.
+        workers: Number of workers, or a range; None is the job's ``run.workers``.
         fresh: Remove what is in the output folder first.
         listener: Hears of the progress.
 
@@ -241,7 +241,7 @@ def _run(
     held: Lease,
     engine: str,
     address: str | None,
-    workers: int | None,
+    workers: int | WorkerRange | None,
     listener: Listener | None,
 ) -> RunSummary:
     partitions = _begin(prepared, planned)
@@ -358,7 +358,9 @@ def _what_changes_bytes(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _engine(prepared: Prepared, name: str, address: str | None, workers: int | None) -> Engine:
+def _engine(
+    prepared: Prepared, name: str, address: str | None, workers: int | WorkerRange | None
+) -> Engine:
     job = prepared.job
     if name == "inline":
         return InlineEngine(prepared.task(name), job.run.max_attempts)

@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -206,6 +206,22 @@ class JobSpec(_Model):
 
         expanded: dict[str, dict[str, Any]] = expand(self.storage, "storage")
         return expanded
+
+    def variables(self) -> set[str]:
+        """Return the environment variables that URLs and storage options name."""
+
+        def texts(value: Any) -> Iterator[str]:
+            if isinstance(value, Mapping):
+                for inner in value.values():
+                    yield from texts(inner)
+            elif isinstance(value, str):
+                yield value
+            elif isinstance(value, list):
+                for inner in value:
+                    yield from texts(inner)
+
+        places = [self.source.urls, self.output, self.storage]
+        return {match[1] for text in texts(places) for match in _ENV.finditer(text)}
 
     def output_uri(self) -> str:
         """Return the output folder with environment variables replaced."""

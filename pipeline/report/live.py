@@ -1,8 +1,11 @@
 """The live view of a run: a table in a terminal, plain log lines elsewhere."""
 
+import json
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +20,84 @@ from pipeline.report.tables import duration, size, stage_table
 
 LOG_EVERY_S = 10.0
 REFRESH_PER_S = 2.0
+FIGURES_EVERY_S = 2.0
+LOG_WITH_FIGURES_S = 60.0
+FIGURES = "TOKENMILL_FIGURES"
+"""Environment variable: when set, a run also writes lines for a program that follows its log, as
+``pipeline submit`` does: figures from which the table can be drawn, and its exit code."""
+
+FIGURES_MARK = "@tokenmill-figures "
+EXIT_MARK = "@tokenmill-exit "
+"""Ray's job API tells that a driver failed, not how."""
+
+_NOTHING = StageFigures("", 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFigures:
+    """Where a run stands at one moment.
+
+    Attributes:
+        elapsed_s: Since it began.
+        left_s: Until its end, estimated; None when nothing is known yet.
+        share: Of the input that was to be done, 0 to 1.
+        num_done, num_partitions: Partitions.
+        num_bad: Samples in the quarantine, of this run.
+        num_workers: Workers that are ready.
+        stages: What every stage does.
+    """
+
+    elapsed_s: float
+    left_s: float | None
+    share: float
+    num_done: int
+    num_partitions: int
+    num_bad: int
+    num_workers: int
+    stages: Sequence[StageFigures]
+
+    def table(self, width: int) -> RenderableType:
+        """Return what is shown, for a terminal of ``width`` columns."""
+        head = Table.grid(padding=(0, 2, 0, 0))
+        for _ in range(6):
+            head.add_column(no_wrap=True)
+        head.add_row(
+            ProgressBar(total=1.0, completed=self.share, width=min(40, max(8, width - 72))),
+            f"{self.num_done:,} of {self.num_partitions:,} partitions",
+            f"{duration(self.elapsed_s)}",
+            f"left {self._left()}",
+            f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}",
+            f"[red]{self.num_bad:,} quarantined[/]" if self.num_bad else "",
+        )
+        return Group(head, stage_table(self.stages))
+
+    def line(self) -> str:
+        """Return what is logged where there is no terminal."""
+        parts = {stage.name: stage for stage in self.stages}
+        read, write = parts.get("read", _NOTHING), parts.get("write", _NOTHING)
+        return (
+            f"{duration(self.elapsed_s)}: {self.num_done:,} of {self.num_partitions:,} partitions, "
+            f"{write.samples:,} samples written ({write.samples_per_s:,.1f}/s), "
+            f"{size(read.bytes_per_s)}/s read, {write.tokens_per_s:,.0f} tokens/s, "
+            f"{self.num_bad:,} quarantined, left {self._left()}"
+        )
+
+    def _left(self) -> str:
+        return duration(self.left_s) if self.left_s is not None else "?"
+
+    def to_line(self) -> str:
+        """Return a log line that ``from_line`` reads."""
+        return FIGURES_MARK + json.dumps(asdict(self))
+
+    @classmethod
+    def from_line(cls, line: str) -> "LiveFigures | None":
+        """Read what ``to_line`` wrote; None for what another version of this program may write."""
+        try:
+            raw = json.loads(line.removeprefix(FIGURES_MARK))
+            raw["stages"] = [StageFigures(**stage) for stage in raw["stages"]]
+            return cls(**raw)
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 class LiveView:
@@ -28,6 +109,7 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._for_program = bool(os.environ.get(FIGURES))
         self._engine: Engine | None = None
         self._live: Live | None = None
         self._stop = threading.Event()
@@ -90,39 +172,35 @@ class LiveView:
         return self._engine.progress() if self._engine is not None else {}
 
     def _render(self) -> RenderableType:
+        return self._figures().table(self._console.width)
+
+    def _figures(self) -> LiveFigures:
         running = self._running()
         done = self._bytes_done(running)
         elapsed = max(time.monotonic() - self._started, 1e-3)
         workers = max(self._engine.num_workers if self._engine is not None else 0, 1)
-        head = Table.grid(padding=(0, 2, 0, 0))
-        width = min(40, max(8, self._console.width - 72))
-        for _ in range(6):
-            head.add_column(no_wrap=True)
-        head.add_row(
-            ProgressBar(total=max(self._bytes_left, 1), completed=done, width=width),
-            f"{self._num_done:,} of {len(self._partitions):,} partitions",
-            f"{duration(elapsed)}",
-            f"left {self._left(elapsed, done)}",
-            f"{workers} worker{'s' if workers > 1 else ''}",
-            f"[red]{self._num_bad:,} quarantined[/]" if self._num_bad else "",
+        return LiveFigures(
+            elapsed_s=elapsed,
+            left_s=elapsed * (self._bytes_left - done) / done if done else None,
+            share=done / max(self._bytes_left, 1),
+            num_done=self._num_done,
+            num_partitions=len(self._partitions),
+            num_bad=self._num_bad,
+            num_workers=workers,
+            stages=_live_figures(add_counts(self._finished, running), elapsed, workers),
         )
-        figures = _live_figures(add_counts(self._finished, running), elapsed, workers)
-        return Group(head, stage_table(figures))
 
     def _log_lines(self) -> None:
-        while not self._stop.wait(LOG_EVERY_S):
-            running = self._running()
-            counts = add_counts(self._finished, running)
-            elapsed = time.monotonic() - self._started
-            left = self._left(elapsed, self._bytes_done(running))
-            read, write = (counts.get(name, StageCounts()) for name in ("read", "write"))
-            self._console.print(
-                f"{duration(elapsed)}: {self._num_done:,} of {len(self._partitions):,} partitions, "
-                f"{write.samples:,} samples written ({write.samples / elapsed:,.1f}/s), "
-                f"{size(read.num_bytes / elapsed)}/s read, {write.tokens / elapsed:,.0f} tokens/s, "
-                f"{self._num_bad:,} quarantined, left {left}",
-                soft_wrap=True,
-            )
+        waited_s = 0.0
+        while not self._stop.wait(FIGURES_EVERY_S if self._for_program else LOG_EVERY_S):
+            figures = self._figures()
+            if self._for_program:
+                self._console.print(figures.to_line(), soft_wrap=True, markup=False)
+                waited_s += FIGURES_EVERY_S
+                if waited_s < LOG_WITH_FIGURES_S:
+                    continue
+                waited_s = 0.0
+            self._console.print(figures.line(), soft_wrap=True)
 
     def _bytes_done(self, running: Mapping[str, StageCounts]) -> int:
         """Return input bytes of finished partitions, and the processed share of those at work."""
@@ -130,9 +208,6 @@ class LiveView:
         through = min((c.samples for name, c in running.items() if name != "write"), default=0)
         at_work = read.num_bytes * through // max(read.samples, 1)
         return min(self._bytes_now + at_work, self._bytes_left)
-
-    def _left(self, elapsed: float, done: int) -> str:
-        return duration(elapsed * (self._bytes_left - done) / done) if done else "?"
 
 
 def _live_figures(

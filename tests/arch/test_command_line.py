@@ -27,6 +27,16 @@ COMMANDS = {
     "sample-data": {"folder"},
     "schema": {"path"},
     "status": {"output", "--job"},
+    "submit": {
+        "job_file",
+        "--address",
+        "--detach",
+        "--follow",
+        "--fresh",
+        "--limit",
+        "--output",
+        "--workers",
+    },
     "validate": {"job_file"},
     "verify": {"output", "--job", "--golden", "--repair"},
 }
