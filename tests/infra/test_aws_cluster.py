@@ -68,9 +68,11 @@ def test_workers_are_spot_gpus_of_one_model() -> None:
     assert len(families) == 1  # another model of GPU may round to other ids
 
 
-def test_the_cluster_grows_and_has_gpus_from_the_start() -> None:
+def test_the_cluster_grows_to_the_gpus_that_the_run_asks_for() -> None:
     _, workers = types()
-    assert sum(worker["min_workers"] for worker in workers.values()) > 0
+    gpus = {"g6e.4xlarge": 1, "g6e.12xlarge": 4}
+    most = sum(w["max_workers"] * gpus[w["node_config"]["InstanceType"]] for w in workers.values())
+    assert f"--workers 1:{most}" in (FILE.parent / "README.md").read_text()
     assert config()["max_workers"] == sum(worker["max_workers"] for worker in workers.values())
     assert all(worker["min_workers"] < worker["max_workers"] for worker in workers.values())
 

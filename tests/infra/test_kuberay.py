@@ -130,10 +130,16 @@ def test_a_node_holds_its_workers() -> None:
             assert int(limits["cpu"]) >= int(limits["nvidia.com/gpu"]) * job.run.cpu_threads
 
 
-def test_some_gpus_are_there_from_the_start() -> None:
-    """The engine counts the cluster's GPUs when it starts."""
+def test_the_run_asks_for_all_gpus_that_there_may_be() -> None:
+    """Nodes are added only for workers that wait for them."""
     for spec in clusters():
-        assert sum(group.min_replicas for group in spec.worker_group_specs) > 0
+        most = sum(
+            group.max_replicas * int(container.resources.limits["nvidia.com/gpu"])
+            for group in spec.worker_group_specs
+            for container in group.template.spec.containers
+        )
+        assert words()[words().index("--workers") + 1] == f"1:{most}"
+        assert f"--workers 1:{most}" in (FOLDER / "README.md").read_text()
 
 
 def test_versions_agree() -> None:
