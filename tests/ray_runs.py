@@ -84,6 +84,7 @@ def main() -> None:
     ray.init(
         address="local",
         num_cpus=2,
+        resources={"rig": 2.0},
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,

@@ -67,6 +67,8 @@ def jobs(folder: Path) -> dict[str, dict[str, Any]]:
         ),
         "store_away": job(folder, "store_away", 1, how="transient", times=2),
         "no_weights": job(folder, "no_weights", 2, how="setup"),
+        "placed": job(folder, "placed", 2, {"resources": {"rig": 1}}, how="sleep"),
+        "nowhere": job(folder, "nowhere", 2, {"resources": {"mill": 1}}, how="sleep"),
     }
 
 
@@ -173,3 +175,10 @@ def test_what_a_workers_setup_lacks_arrives_as_it_was_said(
         "hint": "bring them back",
     }
     assert commit_records(folder / "no_weights" / "out") == {}
+
+
+def test_custom_resources_decide_where_workers_run(outcomes: Outcomes, folder: Path) -> None:
+    assert outcomes["placed"]["exit_code"] == 0, outcomes["placed"]
+    assert len(commit_records(folder / "placed" / "out")) == 2
+    assert (outcomes["nowhere"]["exit_code"], outcomes["nowhere"]["error"]) == (3, "SetupError")
+    assert "a worker needs 1 mill, the cluster's nodes have 0" in outcomes["nowhere"]["message"]
