@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from pipeline.spec import JobSpec, WorkerRange, load_job, schema_json
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
+    from pipeline import runner
     from pipeline import verify as checks
 
 app = typer.Typer(
@@ -46,6 +47,11 @@ StorageOf = Annotated[
     typer.Option(
         "--job", help="Job file whose storage options reach the output.", show_default=False
     ),
+]
+Engine = Annotated[str, typer.Option(help="ray or inline (one process).")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join; a private one by default.", show_default=False),
 ]
 Workers = Annotated[
     str | None,
@@ -92,18 +98,14 @@ def _main() -> int:
 def run(
     job_file: JobFile,
     output: Output = None,
-    engine: Annotated[str, typer.Option(help="ray or inline (one process).")] = "ray",
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join; a private one by default.", show_default=False),
-    ] = None,
+    engine: Engine = "ray",
+    address: Address = None,
     workers: Workers = None,
     limit: Limit = None,
     fresh: Fresh = False,
 ) -> None:
     """Run a job. The same command again goes on where it stopped."""
-    if engine not in ("ray", "inline"):
-        raise SpecError(f"--engine {engine}: unknown engine", hint="use ray or inline")
+    _check_engine(engine)
     with StopSignals() as stop:
         try:
             _run(_job(job_file, limit), output, engine, address, _workers(workers), fresh)
@@ -121,31 +123,45 @@ def _run(
     fresh: bool,
 ) -> None:
     from pipeline import runner
-    from pipeline.report.live import LiveView
     from pipeline.report.tables import stage_table, summary_table
 
     prepared = runner.prepare(job, output)
     for warning in prepared.warnings:
         err.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-    with ExitStack() as stack:
-        listeners: list[runner.Listener] = [stack.enter_context(LiveView(out))]
-        if engine == "ray":
-            from pipeline.engines.ray import RayMeter
-            from pipeline.report.metrics import RunMetrics
-
-            listeners.append(stack.enter_context(RunMetrics(prepared.job.name, RayMeter())))
+    with _listeners(prepared.job.name, engine) as listener:
         summary = runner.run(
             prepared,
             engine=engine,
             address=address,
             workers=workers,
             fresh=fresh,
-            listener=runner.Listeners(*listeners),
+            listener=listener,
         )
     out.print(stage_table(summary.stages))
     out.print()
     out.print(summary_table(summary))
     out.print(f"\ndone: {summary.output}/manifest.json", soft_wrap=True)
+
+
+@contextmanager
+def _listeners(name: str, engine: str) -> "Iterator[runner.Listener]":
+    """Give what shows and records a run while it goes on."""
+    from pipeline import runner
+    from pipeline.report.live import LiveView
+
+    with ExitStack() as stack:
+        listeners: list[runner.Listener] = [stack.enter_context(LiveView(out))]
+        if engine == "ray":
+            from pipeline.engines.ray import RayMeter
+            from pipeline.report.metrics import RunMetrics
+
+            listeners.append(stack.enter_context(RunMetrics(name, RayMeter())))
+        yield runner.Listeners(*listeners)
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ("ray", "inline"):
+        raise SpecError(f"--engine {engine}: unknown engine", hint="use ray or inline")
 
 
 @app.command()
@@ -376,6 +392,54 @@ def verify(
 
 
 @app.command()
+def retry(
+    output: OutputUri,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            help="Job file, with what was mended in it, and its run and storage settings.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Engine = "ray",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
+    """Try the quarantined samples of a finished data set again, and add what works now.
+
+    Nothing that was written before changes. The same command again goes on where it stopped.
+    """
+    from pipeline import retry as again
+
+    _check_engine(engine)
+    asked = _workers(workers)
+    given = _job(job) if job is not None else None
+    with StopSignals() as stop:
+        try:
+            prepared = again.prepare(output, _storage(job), given)
+            with _listeners(prepared.job.name, engine) as listener:
+                outcome = again.retry(
+                    prepared, engine=engine, address=address, workers=asked, listener=listener
+                )
+        except KeyboardInterrupt:
+            err.print(STOPPED)
+            raise typer.Exit(stop.code) from None
+    if not outcome.tried:
+        out.print(f"{output}: nothing is in the quarantine", soft_wrap=True)
+        return
+    facts = _facts()
+    more = f", which were {outcome.read:,}" if outcome.read != outcome.tried else ""
+    facts.add_row("tried", f"{outcome.tried:,} samples{more}")
+    facts.add_row("recovered", f"{outcome.recovered:,}")
+    for name, count in sorted(outcome.filtered.items()):
+        facts.add_row("filtered", f"{count:,} {name}")
+    for name, count in sorted(outcome.quarantined.items()):
+        facts.add_row("still bad", f"{count:,} {name}")
+    out.print(facts)
+    out.print(f"\ndone: {outcome.output}/manifest.json", soft_wrap=True)
+
+
+@app.command()
 def preview(
     output: OutputUri,
     to: Annotated[
@@ -417,9 +481,9 @@ def preview(
 @app.command()
 def report(output: OutputUri, job: StorageOf = None) -> None:
     """Show the figures of a run again."""
+    from pipeline.finish import REPORT
     from pipeline.report.summary import RunSummary
     from pipeline.report.tables import stage_table, summary_table
-    from pipeline.runner import REPORT
     from pipeline.storage import NotFoundError, join
 
     try:

@@ -49,13 +49,17 @@ class Ledger:
     Args:
         storage: How to reach it.
         output: The output folder's URI.
-        fingerprint: Of the recipe; every segment carries it.
+        fingerprint: Of the recipe; every segment that is written carries it.
+        others: Fingerprints of retries (or, for a retry, of the run): their segments count too.
     """
 
-    def __init__(self, storage: Storage, output: str, fingerprint: str) -> None:
+    def __init__(
+        self, storage: Storage, output: str, fingerprint: str, others: Iterable[str] = ()
+    ) -> None:
         self._storage, self._output = storage, output
         self._folder = join(output, FOLDER)
         self._fingerprint = fingerprint
+        self._accepted = {fingerprint, *others}
         self._committed: set[int] = set()
         self._last = 0
 
@@ -243,7 +247,7 @@ class Ledger:
                 f"{uri}: ledger version {version}, this program reads {LEDGER_VERSION}",
                 hint="go on with the program version that wrote it",
             )
-        if fingerprint != self._fingerprint:
+        if fingerprint not in self._accepted:
             raise IntegrityError(
                 f"{uri}: fingerprint {fingerprint!s:.12}, the run's is {self._fingerprint:.12}",
                 hint="the folder mixes two runs; start again with --fresh",

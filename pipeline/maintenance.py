@@ -1,18 +1,19 @@
 """Look at an output folder and tidy it up: status, and the removal of what no commit names."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import lease
 from pipeline.errors import SpecError
+from pipeline.finish import JOB
 from pipeline.lease import Holder, Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import MANIFEST
 from pipeline.plan import read_plan
 from pipeline.report.summary import Sums
-from pipeline.runner import JOB
+from pipeline.retries import read_retries, superseded
 from pipeline.storage import Entry, NotFoundError, Storage, join
 
 
@@ -44,13 +45,17 @@ def status(uri: str, storage: Storage) -> Status:
         NotFoundError: no run wrote there.
     """
     job = _job(uri, storage)
-    sums = Sums()
-    for record in Ledger(storage, uri, job["fingerprint"]).records():
+    retries = read_retries(storage, uri)
+    records = _ledger(uri, storage, job)
+    committed = {record.partition for record in records.records()} if retries else set()
+    finished = [retry for retry in retries if retry.is_finished(committed)]
+    sums = Sums(superseded=superseded(finished))
+    for record in records.records():
         sums.add(record)
     return Status(
         name=job["recipe"]["name"],
         fingerprint=job["fingerprint"],
-        num_partitions=len(read_plan(storage, uri)),
+        num_partitions=len(read_plan(storage, uri)) + sum(len(r.partitions) for r in retries),
         sums=sums,
         finished=storage.stat(join(uri, MANIFEST)) is not None,
         holder=Lease(storage, uri).holder(),
@@ -72,7 +77,7 @@ def unreferenced(uri: str, storage: Storage, *, unfinished: bool = False) -> Ite
     """
     job = _check_finished(uri, storage, unfinished)
     named: set[str] = set()
-    for record in Ledger(storage, uri, job["fingerprint"]).records():
+    for record in _ledger(uri, storage, job).records():
         named.update(shard.path for shard in record.shards)
         if record.quarantine is not None:
             named.add(record.quarantine.path)
@@ -97,6 +102,11 @@ def remove_unreferenced(uri: str, storage: Storage, *, unfinished: bool = False)
         for entry in list(unreferenced(uri, storage, unfinished=unfinished)):
             storage.remove(entry.uri)
             yield entry
+
+
+def _ledger(uri: str, storage: Storage, job: Mapping[str, Any]) -> Ledger:
+    others = [retry.fingerprint for retry in read_retries(storage, uri)]
+    return Ledger(storage, uri, job["fingerprint"], others)
 
 
 def _check_finished(uri: str, storage: Storage, unfinished: bool) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Manifest:
         libraries: Package -> version, of those that make bytes.
         plan_sha256: Of the plan's partitions.
         index_sha256: Of ``index.arrow``.
+        retries: What retries of quarantined samples added, each with its own fingerprint,
+            operators, libraries, and the SHA-256 of the manifest before it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Manifest:
     plan_sha256: str
     index_sha256: str
     format_version: int = FORMAT_VERSION
+    retries: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> bytes:
         """Return the bytes of ``manifest.json``: sorted keys, UTF-8, a final newline."""
@@ -90,6 +93,7 @@ class Manifest:
                 hint="use the program version that wrote it",
             )
         try:
+            raw.setdefault("retries", [])
             known = {item.name: raw[item.name] for item in dataclass_fields(cls)}
             known["fields"] = {name: _field_spec(spec) for name, spec in raw["fields"].items()}
             known["golden"] = [_golden_sample(sample) for sample in raw["golden"]]

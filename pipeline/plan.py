@@ -161,7 +161,7 @@ def write_plan(storage: Storage, output: str, partitions: Sequence[Partition]) -
         head = {"version": FORMAT_VERSION, "partitions": len(partitions)}
         file.write(json.dumps(head).encode() + b"\n")
         for partition in partitions:
-            public = _with_uris(partition, _public)
+            public = without_secrets(partition)
             file.write(_PARTITION.dump_json(public, exclude_defaults=True) + b"\n")
     return plan_digest(partitions)
 
@@ -203,6 +203,16 @@ def read_plan(storage: Storage, output: str, urls: Sequence[str] = ()) -> list[P
                 f"{uri}: not a whole plan; after {len(partitions):,} partitions: {text}",
                 hint="the file was cut or edited; start again with --fresh",
             ) from None
+    return with_secrets(partitions, urls)
+
+
+def without_secrets(partition: Partition) -> Partition:
+    """Return a partition as it may be written down: URLs without passwords and signatures."""
+    return _with_uris(partition, _public)
+
+
+def with_secrets(partitions: list[Partition], urls: Sequence[str]) -> list[Partition]:
+    """Undo ``without_secrets`` by the source's own URLs."""
     private = _Private(urls)
     return [_with_uris(partition, private) for partition in partitions] if private else partitions
 

@@ -60,6 +60,7 @@ class Partition:
             engine, never planned.
         only: The only rows to process, rising; None is all. The others are read past, and keep
             their slots.
+        rest_from: With ``only``: all rows from here on are processed, too.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Partition:
     max_samples: int | None = None
     masked: tuple[int, ...] = ()
     only: tuple[int, ...] | None = None
+    rest_from: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -93,6 +95,7 @@ class Rejected:
         error: Class of the error, e.g. ``SampleError``.
         reason: What was found, one line.
         payload: The sample's original fields, when the job asks to keep them.
+        file_row: Row number in that file, from 0; None in what older versions wrote.
     """
 
     row: int
@@ -102,6 +105,7 @@ class Rejected:
     error: str
     reason: str
     payload: Mapping[str, bytes] | None = None
+    file_row: int | None = None
 
 
 @dataclass(slots=True)

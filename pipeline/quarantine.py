@@ -28,6 +28,8 @@ def write_quarantine(
             "error": item.error,
             "reason": item.reason,
         }
+        if item.file_row is not None:
+            line["file_row"] = item.file_row
         if item.payload is not None:
             line["payload"] = {
                 name: base64.b64encode(value).decode() for name, value in item.payload.items()

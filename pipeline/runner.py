@@ -4,18 +4,17 @@ A run is: plan once and write it down; process what the ledger lacks; commit eac
 manifest and report when none is left. Killed anywhere, the same call goes on.
 """
 
-import hashlib
 import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from operators.base import Resources
-from pipeline import lease, ledger
+from pipeline import lease, ledger, retries
 from pipeline.committer import Committer
 from pipeline.engines.inline import InlineEngine
 from pipeline.errors import (
@@ -25,15 +24,13 @@ from pipeline.errors import (
     IntegrityError,
     SpecError,
 )
+from pipeline.finish import JOB, REPORT, finish
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import (
     FORMAT_VERSION,
     INDEX,
     MANIFEST,
-    GoldenSamples,
-    Manifest,
-    index_bytes,
 )
 from pipeline.model_cache import JobModelFiles
 from pipeline.plan import (
@@ -49,17 +46,15 @@ from pipeline.plan import (
     write_plan,
 )
 from pipeline.protocols import Engine, Partition, PartitionResult, Source
-from pipeline.report.summary import RunSummary, Sums, by_reason, summarize
+from pipeline.report.summary import RunSummary
 from pipeline.sources import build_source
 from pipeline.spec import JobSpec, RunSpec, WorkerRange
 from pipeline.stages import WorkerTask
 from pipeline.storage import Entry, NotFoundError, Storage, join
 
-JOB = "_job.json"
-REPORT = "report.json"
 LIBRARIES = ("numpy", "pillow", "pyarrow", "torch", "tokenizers", "diffusers", "transformers")
 _OURS = {
-    *("shards", "quarantine", ledger.FOLDER, lease.FOLDER),
+    *("shards", "quarantine", ledger.FOLDER, lease.FOLDER, retries.FOLDER),
     *(PLAN, JOB, REPORT, MANIFEST, INDEX, "preview.png"),
 }
 SHARE_FROM_SAMPLES = 1_000
@@ -245,7 +240,9 @@ def _run(
     listener: Listener | None,
 ) -> RunSummary:
     partitions = _begin(prepared, planned)
-    records = Ledger(prepared.storage, prepared.output, prepared.fingerprint)
+    retried = retries.read_retries(prepared.storage, prepared.output)
+    others = [retry.fingerprint for retry in retried]
+    records = Ledger(prepared.storage, prepared.output, prepared.fingerprint, others)
     state = RunState(prepared, partitions, time.time())
     records.load(state.add)
     state.num_resumed = len(records.committed)
@@ -253,7 +250,7 @@ def _run(
     pending.sort(key=lambda p: p.num_bytes, reverse=True)  # the largest first: no long tail
     if pending:
         _check_budget(state, at_end=False)
-        made = _engine(prepared, engine, address, workers)
+        made = make_engine(prepared, engine, address, workers)
         try:
             if listener is not None:
                 listener.begin(partitions, records.committed, made)
@@ -263,7 +260,17 @@ def _run(
             made.close()
     _check_budget(state, at_end=True)
     held.check()
-    return _finish(state, records, engine)
+    return finish(
+        prepared.storage,
+        prepared.output,
+        prepared.chain.output,
+        len(partitions),
+        records,
+        retried,
+        num_resumed=state.num_resumed,
+        started_at=state.started_at,
+        engine=engine,
+    )
 
 
 def remove_output(storage: Storage, output: str) -> None:
@@ -314,12 +321,12 @@ def _begin(prepared: Prepared, planned: list[Partition] | None) -> list[Partitio
             hint="start again with --fresh",
         ) from None
     if was != prepared.fingerprint:
-        differences = _differences(
+        changed = differences(
             {name: written.get(name) for name in ("format_version", "recipe", "operators")},
-            _what_changes_bytes(prepared),
+            what_changes_bytes(prepared),
         )
         raise FingerprintMismatchError(
-            f"{output} belongs to another recipe:\n" + "\n".join(f"  {d}" for d in differences),
+            f"{output} belongs to another recipe:\n" + "\n".join(f"  {line}" for line in changed),
             hint="take the change back, choose another --output, or start again with --fresh",
         )
     partitions = read_plan(storage, output, prepared.urls)
@@ -337,9 +344,9 @@ def _write_down(prepared: Prepared, planned: list[Partition] | None) -> list[Par
     digest = write_plan(storage, output, partitions)
     content = {
         "fingerprint": prepared.fingerprint,
-        **_what_changes_bytes(prepared),
+        **what_changes_bytes(prepared),
         "plan_sha256": digest,
-        "libraries": _libraries(),
+        "libraries": libraries(),
     }
     data = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode()
     try:
@@ -349,7 +356,7 @@ def _write_down(prepared: Prepared, planned: list[Partition] | None) -> list[Par
     return partitions
 
 
-def _what_changes_bytes(prepared: Prepared) -> dict[str, Any]:
+def what_changes_bytes(prepared: Prepared) -> dict[str, Any]:
     """Return what the fingerprint is made of."""
     return {
         "format_version": FORMAT_VERSION,
@@ -358,9 +365,10 @@ def _what_changes_bytes(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _engine(
+def make_engine(
     prepared: Prepared, name: str, address: str | None, workers: int | WorkerRange | None
 ) -> Engine:
+    """Return the engine of that name, for a job; nothing is started yet."""
     job = prepared.job
     if name == "inline":
         return InlineEngine(prepared.task(name), job.run.max_attempts)
@@ -397,7 +405,7 @@ def _process(
         held.check()
         if result is None:
             continue
-        _check_counts(result)
+        check_counts(result)
         commits.add(result)
         state.add(result)
         if listener is not None:
@@ -405,7 +413,8 @@ def _process(
         _check_budget(state, at_end=False)
 
 
-def _check_counts(result: PartitionResult) -> None:
+def check_counts(result: PartitionResult) -> None:
+    """Raise IntegrityError when a partition's samples do not add up."""
     total = result.num_written + result.num_filtered + result.num_quarantined
     if total != result.num_input:
         raise IntegrityError(
@@ -435,84 +444,8 @@ def _check_budget(state: RunState, *, at_end: bool) -> None:
         )
 
 
-def _finish(state: RunState, records: Ledger, engine: str) -> RunSummary:
-    """Write index, manifest and report. The manifest comes last: it says the data set is whole.
-
-    The records are read from the log once more, since memory should not hold a million of them.
-    """
-    prepared, storage = state.prepared, state.prepared.storage
-    written = json.loads(storage.read(join(prepared.output, JOB)))
-    token_fields = [n for n, s in prepared.chain.output.items() if s.vocab_size is not None]
-    sums, golden = Sums(), GoldenSamples(len(state.partitions))
-
-    def read() -> Iterator[PartitionResult]:
-        for record in records.records():
-            sums.add(record)
-            golden.add(record)
-            yield record
-
-    index = index_bytes(read(), token_fields)
-    if sums.num_partitions != len(state.partitions):
-        raise IntegrityError(
-            f"{join(prepared.output, ledger.FOLDER)}: {sums.num_partitions:,} partitions are "
-            f"committed, the plan has {len(state.partitions):,}",
-            hint="run the same command again: it does what is missing",
-        )
-    manifest = Manifest(
-        name=prepared.job.name,
-        fingerprint=prepared.fingerprint,
-        recipe=written["recipe"],
-        operators=written["operators"],
-        fields=prepared.chain.output,
-        totals=_totals(sums, token_fields),
-        filtered=by_reason(sums.filtered),
-        quarantined=by_reason(sums.quarantined),
-        warnings=prepared.warnings,
-        random_weights=any(item.get("random_weights") for item in prepared.identities),
-        golden=golden.picked(),
-        libraries=written["libraries"],
-        plan_sha256=written["plan_sha256"],
-        index_sha256=hashlib.sha256(index).hexdigest(),
-    )
-    summary = summarize(
-        sums,
-        name=prepared.job.name,
-        output=prepared.output,
-        fingerprint=prepared.fingerprint,
-        num_resumed=state.num_resumed,
-        started_at=state.started_at,
-        engine=engine,
-        warnings=prepared.warnings,
-    )
-    data = manifest.to_json()
-    was_whole = _holds(storage, join(prepared.output, MANIFEST), data)
-    if was_whole and _holds(storage, join(prepared.output, INDEX), index):
-        return summary  # finished before: leave the report of the run that did the work
-    with storage.open_write(join(prepared.output, INDEX)) as file:
-        file.write(index)
-    storage.write(join(prepared.output, REPORT), summary.to_json())
-    storage.write(join(prepared.output, MANIFEST), data)
-    return summary
-
-
-def _holds(storage: Storage, uri: str, data: bytes | memoryview) -> bool:
-    return storage.stat(uri) is not None and storage.read(uri) == data
-
-
-def _totals(sums: Sums, token_fields: Sequence[str]) -> dict[str, Any]:
-    return {
-        "partitions": sums.num_partitions,
-        "input_samples": sums.num_input,
-        "samples": sums.num_written,
-        "filtered": sums.num_filtered,
-        "quarantined": sums.num_quarantined,
-        "shards": sums.num_shards,
-        "bytes": sums.num_bytes,
-        "tokens": {name: sums.tokens[name] for name in token_fields},
-    }
-
-
-def _libraries() -> dict[str, str]:
+def libraries() -> dict[str, str]:
+    """Return package -> version of what makes bytes."""
     found = {"python": platform.python_version(), "tokenmill": _version("tokenmill")}
     for name in LIBRARIES:
         found[name] = _version(name)
@@ -526,16 +459,16 @@ def _version(package: str) -> str:
         return ""
 
 
-def _differences(was: Any, now: Any, path: str = "") -> list[str]:
+def differences(was: Any, now: Any, path: str = "") -> list[str]:
     """Return ``field: was -> now`` for every leaf that differs."""
     if isinstance(was, dict) and isinstance(now, dict):
         found = []
         for key in sorted({*was, *now}):
-            found += _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
+            found += differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
         return found
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         found = []
         for i, (a, b) in enumerate(zip(was, now, strict=True)):
-            found += _differences(a, b, f"{path}[{i}]")
+            found += differences(a, b, f"{path}[{i}]")
         return found
     return [] if was == now else [f"{path}: {json.dumps(was)} -> {json.dumps(now)}"]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from operators.base import FieldSpec
 from pipeline.errors import IntegrityError, TokenmillError
+from pipeline.finish import JOB
 from pipeline.lease import TTL_S, Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import (
@@ -30,7 +31,7 @@ from pipeline.plan import build_chain, fingerprint, plan_digest, read_plan
 from pipeline.protocols import GoldenSample, Partition
 from pipeline.quarantine import mask_poison
 from pipeline.report.summary import Sums
-from pipeline.runner import JOB
+from pipeline.retries import read_retries, superseded
 from pipeline.sinks.arrow import arrow_type
 from pipeline.sources import build_source
 from pipeline.spec import job_from_recipe
@@ -119,7 +120,8 @@ def repair(
     with Lease(storage, folder, ttl_s=ttl_s):
         manifest = join(folder, MANIFEST)
         written = Manifest.from_json(storage.read(manifest), manifest)
-        ledger = Ledger(storage, folder, written.fingerprint)
+        others = [retry.fingerprint for retry in read_retries(storage, folder)]
+        ledger = Ledger(storage, folder, written.fingerprint, others)
         ledger.mend()
         if partitions:
             ledger.withdraw(partitions)
@@ -139,7 +141,24 @@ def mend_ledger(uri: str, storage: Storage) -> list[str]:
     except NotFoundError:
         return []
     with Lease(storage, uri):
-        return Ledger(storage, uri, job["fingerprint"]).mend()
+        others = [retry.fingerprint for retry in read_retries(storage, uri)]
+        return Ledger(storage, uri, job["fingerprint"], others).mend()
+
+
+def _num_planned(manifest: Manifest) -> int:
+    """Return the partitions of the run itself."""
+    added: int = sum(retry["partitions"] for retry in manifest.retries)
+    everything: int = manifest.totals["partitions"]
+    return everything - added
+
+
+def _fingerprint_of(manifest: Manifest, partition: int) -> str:
+    """Return the fingerprint of the run, or of the retry, that a partition belongs to."""
+    for retry in manifest.retries:
+        first = retry["first_partition"]
+        if first <= partition < first + retry["partitions"]:
+            return str(retry["fingerprint"])
+    return manifest.fingerprint
 
 
 def _totals_problem(data: DataSet) -> str | None:
@@ -183,13 +202,21 @@ def _check_ledger(data: DataSet) -> Iterator[Finding]:
     totals = data.manifest.totals
     seen: set[int] = set()
     damage: list[IntegrityError] = []
-    sums, golden = Sums(), GoldenSamples(totals["partitions"])
+    num_planned = _num_planned(data.manifest)
+    begun = {retry.partitions[0].index: retry for retry in read_retries(data.storage, data.uri)}
+    listed = [retry["first_partition"] for retry in data.manifest.retries]
+    finished = [begun[first] for first in listed if first in begun]
+    sums, golden = Sums(superseded=superseded(finished)), GoldenSamples(num_planned)
+    others = [retry.fingerprint for retry in begun.values()]
     try:
-        records = Ledger(data.storage, data.uri, data.manifest.fingerprint).records(damage.append)
-        for record in records:
+        ledger = Ledger(data.storage, data.uri, data.manifest.fingerprint, others)
+        for record in ledger.records(damage.append):
+            if record.partition >= totals["partitions"]:
+                continue  # of a retry that is not finished
             seen.add(record.partition)
             sums.add(record)
-            golden.add(record)
+            if record.partition < num_planned:
+                golden.add(record)
             first, stop = np.searchsorted(partitions, [record.partition, record.partition + 1])
             rows = columns.slice(first, stop - first).to_pylist()
             named = [(shard.path, shard.sha256) for shard in record.shards]
@@ -330,7 +357,7 @@ def _content_problem(data: DataSet, file: _HashedFile, row: Mapping[str, Any]) -
         return "not a shard: does not begin as an Arrow file"
     reader = pa.ipc.open_stream(pa.PythonFile(file, "r"))
     metadata = json.loads((reader.schema.metadata or {}).get(b"tokenmill", b"{}"))
-    if metadata.get("fingerprint") != data.manifest.fingerprint:
+    if metadata.get("fingerprint") != _fingerprint_of(data.manifest, row["partition"]):
         return "carries another fingerprint than the manifest"
     for name, spec in data.manifest.fields.items():
         found = reader.schema.field(name).type if name in reader.schema.names else None

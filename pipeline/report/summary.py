@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -104,6 +104,8 @@ class Sums:
         num_shards, num_bytes: What was written.
         workers: Who did it.
         stages: Stage name -> what it did, in order.
+        superseded: Partitions whose quarantined samples were retried: they count in the records of
+            the retry.
     """
 
     num_partitions: int = 0
@@ -116,6 +118,7 @@ class Sums:
     num_bytes: int = 0
     workers: set[str] = field(default_factory=set)
     stages: "dict[str, StageSums]" = field(default_factory=dict)
+    superseded: Set[int] = frozenset()
 
     @property
     def num_filtered(self) -> int:
@@ -130,10 +133,12 @@ class Sums:
     def add(self, result: PartitionResult) -> None:
         """Add a commit record."""
         self.num_partitions += 1
-        self.num_input += result.num_input
+        is_superseded = result.partition in self.superseded
+        self.num_input += result.num_input - is_superseded * result.num_quarantined
         self.num_written += result.num_written
         _add(self.filtered, result.filtered)
-        _add(self.quarantined, result.quarantined)
+        if not is_superseded:
+            _add(self.quarantined, result.quarantined)
         for shard in result.shards:
             self.num_shards += 1
             self.num_bytes += shard.num_bytes

@@ -16,6 +16,10 @@ BLOCK_BYTES = 16 << 20
 a time, decoded and not."""
 
 
+REST_OF_FILE = frozenset({"CorruptTar", "CorruptFile"})
+"""Faults of a row that stands for all that would have come after it in its file."""
+
+
 class Fault(NamedTuple):
     """Why a row is rejected: the error's name and what was found."""
 

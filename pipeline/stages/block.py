@@ -146,7 +146,9 @@ class PartitionState:
         """Return bool [N]: which rows of the partition's input are asked for."""
         wanted = np.ones(len(rows), bool)
         if self.partition.only is not None:
-            wanted &= np.isin(rows, self.partition.only)
+            wanted = np.isin(rows, self.partition.only)
+            if self.partition.rest_from is not None:
+                wanted |= rows >= self.partition.rest_from
         if self.probed is not None:
             wanted &= (rows >= self.probed.start) & (rows < self.probed.stop)
         return wanted
@@ -156,15 +158,27 @@ class PartitionState:
         """One past the last row that is asked for; None is the end of the partition."""
         if self.probed is not None:
             return self.probed.stop
-        return None if self.partition.only is None else max(self.partition.only, default=-1) + 1
+        partition = self.partition
+        if partition.only is None or partition.rest_from is not None:
+            return None
+        return max(partition.only, default=-1) + 1
 
-    def add_input(self, block: SampleBlock) -> None:
-        """Count the samples of a block as read, some of them as unusable."""
+    def add_input(self, block: SampleBlock, shift: int) -> None:
+        """Count the samples of a block as read, some of them as unusable.
+
+        Args:
+            block: As the source gave it.
+            shift: From a position in the partition to a row number in the block's file.
+        """
         first, stop = block.first_row, block.first_row + block.num_samples
         samples = int(self.are_wanted(np.arange(first, stop)).sum())
         found = np.array([item.row for item in block.rejected], np.int64)
         wanted = self.are_wanted(found)
-        rejected = [item for item, is_in in zip(block.rejected, wanted, strict=True) if is_in]
+        rejected = [
+            replace(item, file_row=item.row + shift)
+            for item, is_in in zip(block.rejected, wanted, strict=True)
+            if is_in
+        ]
         if not self._payload_fields:
             rejected = [replace(item, payload=None) for item in rejected]
         with self._lock:
@@ -234,6 +248,7 @@ class PartitionState:
                     error=type(error).__name__,
                     reason=str(error),
                     payload=payload or None,
+                    file_row=int(block.file_rows[i]),
                 )
             )
         with self._lock:

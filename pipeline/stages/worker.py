@@ -191,7 +191,7 @@ class Worker:
                 state.file_names.append(found.file_name)
                 named = (r for r in state.partition.ranges if r.file.name == found.file_name)
                 shift = next((r.first_row for r in named), 0) - found.first_row
-            state.add_input(found)
+            state.add_input(found, shift)
             done += found.num_samples
             state.count("read", started, found.num_samples, found.num_bytes)
             block = Block(
