@@ -1,7 +1,6 @@
 """The command line: ``pipeline run JOB`` and its companions. Thin: it parses, calls and prints."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -69,29 +68,20 @@ Limit = Annotated[
 
 def main() -> None:
     """Run the command line; exit codes are those of ``pipeline.errors``."""
-    code = _main()
-    if os.environ.get("TOKENMILL_FIGURES"):
-        from pipeline.report.live import EXIT_MARK
-
-        print(f"{EXIT_MARK}{code}", flush=True)
-    if code:
-        sys.exit(code)
-
-
-def _main() -> int:
     try:
         code = app(standalone_mode=False)  # a number when typer ended the command itself
     except TokenmillError as error:
         err.print(Text("error: ", style="bold red") + Text(error.message), soft_wrap=True)
         if error.hint:
             err.print(Text("  do: ", style="bold") + Text(error.hint), soft_wrap=True)
-        return error.exit_code
+        sys.exit(error.exit_code)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # wrong usage
             error.show()  # type: ignore[attr-defined]
-            return 2
+            sys.exit(2)
         raise
-    return int(code or 0)
+    if code:
+        sys.exit(code)
 
 
 @app.command()
@@ -207,7 +197,8 @@ def submit(
         options = [part for name, value in given.items() if value for part in (name, str(value))]
         options += ["--fresh"] if fresh else []
         jobs = RayJobs(address)
-        sent = submission.submit(jobs, job, job_file, options)
+        figures = out.is_terminal and not detach
+        sent = submission.submit(jobs, job, job_file, options, figures=figures)
         err.print(f"sent as {sent}")
     again = f"pipeline submit --follow {sent} --address {address}"
     stop = f"ray job stop {sent} --address {address}"
@@ -404,6 +395,7 @@ def retry(
     engine: Engine = "ray",
     address: Address = None,
     workers: Workers = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Give up a retry that was stopped.")] = False,
 ) -> None:
     """Try the quarantined samples of a finished data set again, and add what works now.
 
@@ -411,6 +403,10 @@ def retry(
     """
     from pipeline import retry as again
 
+    if drop:
+        number = again.drop(output, _storage(job))
+        out.print(f"{output}: retry {number} is given up; `pipeline gc` removes what it wrote")
+        return
     _check_engine(engine)
     asked = _workers(workers)
     given = _job(job) if job is not None else None

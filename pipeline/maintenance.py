@@ -55,7 +55,8 @@ def status(uri: str, storage: Storage) -> Status:
     return Status(
         name=job["recipe"]["name"],
         fingerprint=job["fingerprint"],
-        num_partitions=len(read_plan(storage, uri)) + sum(len(r.partitions) for r in retries),
+        num_partitions=len(read_plan(storage, uri))
+        + sum(len(retry.partitions) for retry in retries if not retry.is_dropped),
         sums=sums,
         finished=storage.stat(join(uri, MANIFEST)) is not None,
         holder=Lease(storage, uri).holder(),

@@ -362,6 +362,26 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How a job on a cluster stands.
+
+    Attributes:
+        status: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``.
+        why: What the cluster says of it.
+        exit_code: Of its driver, once that has ended by itself.
+    """
+
+    status: str
+    why: str = ""
+    exit_code: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """True when nothing more will come of it."""
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
 @dataclass(slots=True)
 class AttemptCounts:
     """What an engine had to do again.

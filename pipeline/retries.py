@@ -7,12 +7,13 @@ were tried last. Records of retries stand in the same ledger as those of the run
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import AlreadyCommittedError, IntegrityError
 from pipeline.plan import with_secrets, without_secrets
 from pipeline.protocols import Partition, PartitionResult, Rejected, Source, SourceFile, SourceRange
 from pipeline.quarantine import read_quarantine
@@ -21,6 +22,7 @@ from pipeline.storage import NotFoundError, Storage, join
 
 FOLDER = "_retry"
 RETRY_VERSION = 1
+_DROPPED = ".dropped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Retry:
         supersedes: Partitions whose quarantine is tried again.
         partitions: Its plan.
         version: Of this structure.
+        is_dropped: It was given up. Its fingerprint stays known, since the ledger holds segments of
+            it, and its numbers are not used again.
     """
 
     number: int
@@ -50,10 +54,13 @@ class Retry:
     supersedes: tuple[int, ...]
     partitions: tuple[Partition, ...]
     version: int = RETRY_VERSION
+    is_dropped: bool = False
 
     def is_finished(self, committed: Set[int]) -> bool:
         """Say whether all its partitions are committed."""
-        return all(partition.index in committed for partition in self.partitions)
+        return not self.is_dropped and all(
+            partition.index in committed for partition in self.partitions
+        )
 
     def uri(self, output: str) -> str:
         """Return where it is written down."""
@@ -74,21 +81,24 @@ def read_retries(storage: Storage, output: str, urls: Sequence[str] = ()) -> lis
     Raises:
         IntegrityError: one cannot be read, or is of another version.
     """
-    found = []
-    for entry in storage.walk(join(output, FOLDER)):
-        name = entry.uri.rsplit("/", 1)[-1]
+    found: list[Retry] = []
+    entries = {
+        entry.uri.rsplit("/", 1)[-1]: entry.uri for entry in storage.walk(join(output, FOLDER))
+    }
+    for name, uri in entries.items():
         if not name.endswith(".json") or name.startswith("."):
             continue
         try:
-            found.append(_RETRY.validate_json(storage.read(entry.uri)))
+            retry = _RETRY.validate_json(storage.read(uri))
         except ValidationError as error:
             raise IntegrityError(
-                f"{entry.uri}: not a retry ({error.errors()[0]['msg']})",
-                hint="remove it to give that retry up",
+                f"{uri}: not a retry ({error.errors()[0]['msg']})",
+                hint="put it back from a copy, or start anew with --fresh",
             ) from None
-        if found[-1].version != RETRY_VERSION:
+        found.append(replace(retry, is_dropped=name.removesuffix(".json") + _DROPPED in entries))
+        if retry.version != RETRY_VERSION:
             raise IntegrityError(
-                f"{entry.uri}: version {found[-1].version}, this program reads {RETRY_VERSION}",
+                f"{uri}: version {retry.version}, this program reads {RETRY_VERSION}",
                 hint="use the program version that wrote it",
             )
     whole = [
@@ -105,6 +115,13 @@ def write_retry(storage: Storage, output: str, retry: Retry) -> None:
         _RETRY.dump_python(public, mode="json"), indent=1, sort_keys=True, ensure_ascii=False
     )
     storage.create_exclusive(retry.uri(output), text.encode())
+
+
+def drop_retry(storage: Storage, output: str, retry: Retry) -> None:
+    """Note that a retry was given up; take its commits back before."""
+    uri = retry.uri(output).removesuffix(".json") + _DROPPED
+    with suppress(AlreadyCommittedError):
+        storage.create_exclusive(uri, b"")
 
 
 def superseded(retries: Iterable[Retry]) -> frozenset[int]:

@@ -16,7 +16,7 @@ from pipeline.ledger import Ledger
 from pipeline.manifest import MANIFEST, open_data_set
 from pipeline.plan import read_plan
 from pipeline.protocols import Partition, PartitionResult
-from pipeline.retries import Retry, plan_retry, read_retries, superseded, write_retry
+from pipeline.retries import Retry, drop_retry, plan_retry, read_retries, superseded, write_retry
 from pipeline.runner import Listener, Prepared
 from pipeline.spec import JobSpec, WorkerRange, job_from_recipe
 from pipeline.storage import Storage, join
@@ -108,7 +108,7 @@ def retry(
     started_at = time.time()
     waiting = None if listener is None else listener.waiting
     with Lease(storage, output, waiting=waiting) as held:
-        open_data_set(output, storage)  # it is finished, and whole
+        data = open_data_set(output, storage)
         plan = read_plan(storage, output, prepared.urls)
         retries = read_retries(storage, output, prepared.urls)
         written = json.loads(storage.read(join(output, JOB)))
@@ -124,9 +124,12 @@ def retry(
                 outcomes[result.partition] = result
 
         records.load(look)
-        if retries and not retries[-1].is_finished(records.committed):
-            now = retries[-1]
+        kept = [found for found in retries if not found.is_dropped]
+        if kept and not kept[-1].is_finished(records.committed):
+            now = kept[-1]
             _check_same(now, prepared)
+        elif len(kept) > len(data.manifest.retries):
+            now = kept[-1]  # it was stopped between its last commit and the manifest
         else:
             planned = _plan(prepared, plan, retries, quarantined)
             if planned is None:
@@ -174,6 +177,31 @@ def retry(
     return outcome
 
 
+def drop(output: str, storage: Storage) -> int:
+    """Give up a retry that is not finished; return its number.
+
+    What it committed is taken back, and `gc` removes its shards.
+
+    Raises:
+        SpecError: there is none.
+    """
+    with Lease(storage, output):
+        open_data_set(output, storage)
+        written = json.loads(storage.read(join(output, JOB)))
+        retries = read_retries(storage, output)
+        others = [found.fingerprint for found in retries]
+        records = Ledger(storage, output, written["fingerprint"], others)
+        records.load(lambda result: None)
+        kept = [found for found in retries if not found.is_dropped]
+        if not kept or kept[-1].is_finished(records.committed):
+            raise SpecError(f"{output}: no retry of it is under way", hint="there is none to drop")
+        committed = [p.index for p in kept[-1].partitions if p.index in records.committed]
+        if committed:
+            records.withdraw(committed)
+        drop_retry(storage, output, kept[-1])
+    return kept[-1].number
+
+
 def _plan(
     prepared: Prepared,
     plan: list[Partition],
@@ -181,7 +209,7 @@ def _plan(
     quarantined: dict[int, PartitionResult],
 ) -> Retry | None:
     """Plan what is left in the quarantine; None when nothing is."""
-    taken_over = superseded(retries)
+    taken_over = superseded(found for found in retries if not found.is_dropped)
     left = [result for index, result in quarantined.items() if index not in taken_over]
     if not left:
         return None
@@ -212,7 +240,7 @@ def _check_same(begun: Retry, prepared: Prepared) -> None:
     lines = "\n".join(f"  {line}" for line in runner.differences(was, now))
     raise FingerprintMismatchError(
         f"{prepared.output}: retry {begun.number} was begun with another recipe:\n{lines}",
-        hint=f"take the change back, or give that retry up: remove {begun.uri(prepared.output)}",
+        hint=f"take the change back, or give that retry up: pipeline retry {prepared.output} --drop",
     )
 
 

@@ -8,10 +8,11 @@ import shlex
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from fsspec.core import split_protocol
 from rich.console import Console, Group, RenderableType
@@ -21,67 +22,81 @@ from rich.text import Text
 import operators
 import pipeline
 from pipeline.errors import SpecError, TransientError
-from pipeline.report.live import EXIT_MARK, FIGURES, FIGURES_MARK, LiveFigures
+from pipeline.protocols import JobState
+from pipeline.report.live import FIGURES, FIGURES_MARK, LiveFigures
 from pipeline.spec import JobSpec
 
 JOB_FILE = "job.yaml"
 PATIENCE_S = 300.0
 """How long a cluster may not answer before the client gives up watching; the job does not."""
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+STOP_WAIT_S = 30
+"""What ``ray job stop`` grants the driver: it ends in an orderly way within 25 s."""
 
 
 class Jobs(Protocol):
     """The jobs of a cluster; ``engines.ray_jobs.RayJobs`` is the real one."""
 
-    def submit(self, entrypoint: str, folder: Path, variables: Mapping[str, str]) -> str:
-        """Send a job and return its id."""
+    def submit(self, job: str, entrypoint: str, folder: Path, variables: Mapping[str, str]) -> None:
+        """Send a job under an id that the caller chose."""
         ...
 
     def logs(self, job: str) -> Iterator[str]:
-        """Yield pieces of its log, from the beginning, until it ends."""
+        """Yield pieces of its log, from the beginning, until it ends or falls silent."""
         ...
 
-    def status(self, job: str) -> tuple[str, str]:
-        """Return its state and why."""
+    def state(self, job: str) -> JobState:
+        """Return how it stands."""
         ...
 
 
-def submit(jobs: Jobs, job: JobSpec, job_file: Path, options: Sequence[str]) -> str:
+def submit(
+    jobs: Jobs, job: JobSpec, job_file: Path, options: Sequence[str], *, figures: bool
+) -> str:
     """Send a job that was validated here, and return its id on the cluster.
 
     Sent are this program, the job file, and the environment variables that the job names; of these
-    those that are set here. The cluster shows them to whoever may look at its jobs, so secrets are
-    better kept there (a role, a mounted secret).
+    those that are set here: one with a default (``${NAME:-}``) may be left to the cluster. The
+    cluster shows them to whoever may look at its jobs, so secrets are better kept there.
 
     Args:
         jobs: The cluster.
         job: The job.
         job_file: Where it was read.
         options: Further options of ``pipeline run``.
+        figures: The driver shall also log figures, from which ``follow`` draws a table.
 
     Raises:
-        SpecError: it reads or writes a folder relative to the current one.
+        SpecError: a variable is not set here, or the job reads or writes a folder relative to the
+            current one.
     """
+    job.source_urls(), job.storage_options()  # every variable is set, or has a default
+    if "--output" not in options:
+        job.output_uri()
     _check_places(job, options)
     variables = {name: os.environ[name] for name in job.variables() if name in os.environ}
+    variables["RAY_JOB_STOP_WAIT_TIME_S"] = str(STOP_WAIT_S)
+    if figures:
+        variables[FIGURES] = "1"
     command = ["python", "-m", "pipeline", "run", JOB_FILE, "--address", "auto", *options]
+    name = f"{job.name}-{uuid.uuid4().hex[:8]}"
     with _shipped(job_file) as folder:
-        return jobs.submit(shlex.join(command), folder, {**variables, FIGURES: "1"})
+        jobs.submit(name, shlex.join(command), folder, variables)
+    return name
 
 
 def follow(jobs: Jobs, job: str, console: Console) -> int:
     """Show a job's log, and its live table in a terminal, until it ends; return its exit code.
 
     Raises:
+        SetupError: there is no such job.
         TransientError: the cluster does not answer any more, or the driver was killed.
     """
-    shown = 0
-    tail = ""
-    view = _View(console)
+    shown, tail = 0, ""
     away_since: float | None = None
-    with view:
+    with _View(console) as view:
         while True:
+            state = None
             try:
                 seen = 0
                 for piece in jobs.logs(job):
@@ -92,10 +107,11 @@ def follow(jobs: Jobs, job: str, console: Console) -> int:
                         *lines, tail = (tail + new).split("\n")
                         for line in lines:
                             view.show(line)
-                state, why = jobs.status(job)
+            except TransientError:
+                pass  # whether the job goes on is another question
+            try:
+                state = jobs.state(job)
                 away_since = None
-                if state in ENDED:
-                    break
             except TransientError as error:
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > PATIENCE_S:
@@ -103,15 +119,17 @@ def follow(jobs: Jobs, job: str, console: Console) -> int:
                         f"{error.message}; the job may go on all the same",
                         hint=f"`pipeline submit --follow {job} --address ...` looks again",
                     ) from None
+            if state is not None and state.has_ended:
+                break
             time.sleep(1.0)
         if tail:
             view.show(tail)
-    if view.exit_code is not None:
-        return view.exit_code
-    if state == "SUCCEEDED":
+    if state.exit_code is not None and state.exit_code >= 0:
+        return state.exit_code
+    if state.status == "SUCCEEDED":
         return 0
     raise TransientError(
-        f"job {job} ended as {state.lower()}, without a word of its driver: {why:.300}",
+        f"job {job} ended as {state.status.lower()}: {state.why:.300}",
         hint="submit it again: it goes on where it stopped",
     )
 
@@ -121,22 +139,19 @@ class _View:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.exit_code: int | None = None
         self._figures: LiveFigures | None = None
         self._live = Live(get_renderable=self._table, console=console, transient=True)
 
     def show(self, line: str) -> None:
         if line.startswith(FIGURES_MARK):
             self._figures = LiveFigures.from_line(line) or self._figures
-        elif line.startswith(EXIT_MARK):
-            self.exit_code = int(line.removeprefix(EXIT_MARK))
-            self._figures = None
         else:
             self._console.print(Text(line), soft_wrap=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()

@@ -207,11 +207,13 @@ def _check_ledger(data: DataSet) -> Iterator[Finding]:
     listed = [retry["first_partition"] for retry in data.manifest.retries]
     finished = [begun[first] for first in listed if first in begun]
     sums, golden = Sums(superseded=superseded(finished)), GoldenSamples(num_planned)
+    expected = {*range(num_planned)}
+    expected.update(part.index for retry in finished for part in retry.partitions)
     others = [retry.fingerprint for retry in begun.values()]
     try:
         ledger = Ledger(data.storage, data.uri, data.manifest.fingerprint, others)
         for record in ledger.records(damage.append):
-            if record.partition >= totals["partitions"]:
+            if record.partition not in expected:
                 continue  # of a retry that is not finished
             seen.add(record.partition)
             sums.add(record)
@@ -235,10 +237,9 @@ def _check_ledger(data: DataSet) -> Iterator[Finding]:
         return
     for found in damage:
         yield Finding("ledger", found.message, redo=())
-    for index in range(totals["partitions"]):
-        if index not in seen:
-            yield Finding(f"commit record of partition {index}", "there is none", redo=(index,))
-    if len(seen) == totals["partitions"]:
+    for index in sorted(expected - seen):
+        yield Finding(f"commit record of partition {index}", "there is none", redo=(index,))
+    if seen == expected:
         problem = _summary_problem(data.manifest, sums, golden)
         yield Finding("manifest and ledger agree", problem, redo=())
 

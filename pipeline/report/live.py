@@ -23,12 +23,10 @@ REFRESH_PER_S = 2.0
 FIGURES_EVERY_S = 2.0
 LOG_WITH_FIGURES_S = 60.0
 FIGURES = "TOKENMILL_FIGURES"
-"""Environment variable: when set, a run also writes lines for a program that follows its log, as
-``pipeline submit`` does: figures from which the table can be drawn, and its exit code."""
+"""Environment variable: when set, a run also logs figures from which a program that follows its log
+can draw the table, as ``pipeline submit`` does."""
 
 FIGURES_MARK = "@tokenmill-figures "
-EXIT_MARK = "@tokenmill-exit "
-"""Ray's job API tells that a driver failed, not how."""
 
 _NOTHING = StageFigures("", 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "plan": {"job_file", "--limit", "--output"},
     "preview": {"output", "--job", "--num", "--to"},
     "report": {"output", "--job"},
-    "retry": {"output", "--address", "--engine", "--job", "--workers"},
+    "retry": {"output", "--address", "--drop", "--engine", "--job", "--workers"},
     "run": {
         "job_file",
         "--address",

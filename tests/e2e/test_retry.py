@@ -247,22 +247,21 @@ def mended(cli: CommandLine) -> Path:
     return cli.folder / "out"
 
 
+class Stop:
+    def waiting(self, message: str) -> None:
+        raise AssertionError(message)
+
+    def begin(self, partitions: object, done: object, engine: object) -> None:
+        pass
+
+    def committed(self, result: object) -> None:
+        raise KeyboardInterrupt
+
+
 def test_a_retry_that_is_stopped_goes_on(cli: CommandLine, mended: Path) -> None:
-    class Stop:
-        def waiting(self, message: str) -> None:
-            raise AssertionError(message)
-
-        def begin(self, partitions: object, done: object, engine: object) -> None:
-            pass
-
-        def committed(self, result: object) -> None:
-            raise KeyboardInterrupt
-
     shutil.copytree(mended, cli.folder / "copy")
-    with pytest.raises(KeyboardInterrupt):
-        again.retry(again.prepare(str(mended), Storage()), engine="inline", listener=Stop())
+    stop_after_a_commit(mended)
     stopped = commit_records(mended)
-    assert 3 < len(stopped) < 6
     assert manifest(mended)["retries"] == []  # readers see the data set as it was
     assert cli("run", "job.yaml", "--engine", "inline") == 0  # which a run leaves as it is
     assert manifest(mended)["retries"] == []
@@ -282,20 +281,67 @@ def test_ray_writes_what_inline_writes(cli: CommandLine, mended: Path) -> None:
     assert data_files(cli.folder / "copy") == data_files(mended)
 
 
+def stop_after_a_commit(out: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        again.retry(again.prepare(str(out), Storage()), engine="inline", listener=Stop())
+    assert 3 < len(commit_records(out)) < 6
+
+
 def test_operators_that_changed_meanwhile_are_refused(
     cli: CommandLine, mended: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.runner.make_engine", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        again.retry(again.prepare(str(mended), Storage()), engine="inline")
-    monkeypatch.undo()
-    monkeypatch.setattr(ByteText, "version", 7)
-    assert cli("retry", "out", "--engine", "inline") == 5
-    assert "retry 1 was begun with another recipe:\n  operators[0].version: 1 -> 7" in cli.err
-    (mended / "_retry" / "0000001.json").unlink()  # as the error says, to give it up
-    retry(cli)
+    """That retry can be given up; its numbers and its records are never taken for another's."""
+    stop_after_a_commit(mended)
+    with monkeypatch.context() as patch:
+        patch.setattr(ByteText, "version", 7)
+        assert cli("retry", "out", "--engine", "inline") == 5
+        assert "retry 1 was begun with another recipe:\n  operators[0].version: 1 -> 7" in cli.err
+        assert "pipeline retry out --drop" in " ".join(cli.err.split())
+        assert cli("retry", "out", "--drop") == 0
+        retry(cli)
+        assert "recovered  6" in cli.out
+    (entry,) = manifest(mended)["retries"]
+    assert entry["operators"][0]["version"] == 7
+    assert entry["first_partition"] == 6  # 3 to 5 were the other's
     assert manifest(mended)["operators"][0]["version"] == 1
-    assert manifest(mended)["retries"][0]["operators"][0]["version"] == 7
+    assert cli("gc", "out") == 0
+    check(mended, golden=False)
+    assert cli("retry", "out", "--drop") == 2
+    assert "no retry of it is under way" in cli.err
+    assert cli("run", "job.yaml", "--engine", "inline") == 0
+    check(mended, golden=False)
+
+
+def test_what_a_changed_operator_began_can_be_given_up(
+    cli: CommandLine, mended: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger holds segments of its fingerprint for ever."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ByteText, "version", 7)
+        stop_after_a_commit(mended)
+    assert cli("retry", "out", "--engine", "inline") == 5
+    assert cli("retry", "out", "--drop") == 0
+    for command in (["status", "out"], ["gc", "out"], ["verify", "out", "--no-golden"]):
+        assert cli(*command) == 0, cli.err
+    assert manifest(mended)["retries"] == []
+    retry(cli)
+    check(mended, golden=False)
+
+
+def test_killed_between_the_last_commit_and_the_manifest(
+    cli: CommandLine, mended: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(mended, cli.folder / "copy")
+    with monkeypatch.context() as patch:
+        patch.setattr(again, "finish", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            again.retry(again.prepare(str(mended), Storage()), engine="inline")
+    assert len(commit_records(mended)) == 6
+    assert manifest(mended)["retries"] == []
+    retry(cli)
+    assert "recovered  6" in cli.out
+    assert cli("retry", "copy", "--engine", "inline") == 0
+    assert data_files(cli.folder / "copy") == data_files(mended)
 
 
 def test_fresh_removes_retries_too(cli: CommandLine, mended: Path) -> None:

@@ -108,9 +108,10 @@ def test_a_job_runs_there_and_gives_the_same_bytes(
     cluster: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = write_job(tmp_path)
-    done = cluster.submit("job.yaml", cwd=tmp_path, CORPUS=str(tmp_path / "in"))
+    elsewhere = {"RAY_ADDRESS": "http://127.0.0.1:9"}  # Ray alone would go there
+    done = cluster.submit("job.yaml", cwd=tmp_path, CORPUS=str(tmp_path / "in"), **elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.match(r"sent as raysubmit_\w+\n", done.stderr)
+    assert re.match(r"sent as texts-\w+\n", done.stderr)
     assert f"done: {tmp_path}/out/manifest.json" in done.stdout
     assert "@tokenmill" not in done.stdout
     monkeypatch.setenv("CORPUS", str(tmp_path / "in"))
@@ -171,7 +172,7 @@ def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path) -> None:
         (["job.yaml", "--address", nowhere], 2, "batch_size"),
         (["--address", nowhere], 2, "expected a job file, or --follow"),
         (["job.yaml"], 2, "no cluster"),
-        (["--follow", "raysubmit_1", "--address", nowhere], 3, f"no jobs can be sent to {nowhere}"),
+        (["--follow", "texts-1", "--address", nowhere], 3, f"no jobs can be sent to {nowhere}"),
     ):
         done = pipeline("submit", *given, cwd=tmp_path)
         assert (done.returncode, says in done.stderr) == (code, True), done.stderr

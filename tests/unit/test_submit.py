@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from pipeline import submit as submission
 from pipeline.errors import SpecError, TransientError
-from pipeline.report.live import EXIT_MARK, FIGURES, FIGURES_MARK, LiveFigures
+from pipeline.protocols import JobState
+from pipeline.report.live import FIGURES, FIGURES_MARK, LiveFigures
 from pipeline.report.summary import StageFigures
 from pipeline.spec import load_job
 from pipeline.submit import follow, submit
@@ -33,16 +35,18 @@ class FakeJobs:
     def __init__(
         self,
         logs: Sequence[Sequence[str | Exception]] = (),
-        states: Sequence[tuple[str, str] | Exception] = (),
+        states: Sequence[JobState | Exception] = (),
     ) -> None:
         self._logs, self._states = list(logs), list(states)
         self.sent: dict[str, Any] = {}
 
-    def submit(self, entrypoint: str, folder: Path, variables: Mapping[str, str]) -> str:
+    def submit(self, job: str, entrypoint: str, folder: Path, variables: Mapping[str, str]) -> None:
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
         text = (folder / "job.yaml").read_text()
-        self.sent = {"entrypoint": entrypoint, "files": files, "env": variables, "job": text}
-        return "raysubmit_1"
+        self.sent = {
+            **{"id": job, "entrypoint": entrypoint, "files": files},
+            **{"env": variables, "job": text},
+        }
 
     def logs(self, job: str) -> Iterator[str]:
         for piece in self._logs.pop(0) if self._logs else ():
@@ -50,7 +54,7 @@ class FakeJobs:
                 raise piece
             yield piece
 
-    def status(self, job: str) -> tuple[str, str]:
+    def state(self, job: str) -> JobState:
         state = self._states.pop(0)
         if isinstance(state, Exception):
             raise state
@@ -63,7 +67,9 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def job_file(tmp_path: Path) -> Path:
+def job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("CORPUS", "KEY", "REGION"):
+        monkeypatch.setenv(name, f"/value of {name}")
     path = tmp_path / "my job.yaml"
     path.write_text(JOB)
     (tmp_path / "secrets.txt").write_text("not to be sent")
@@ -72,7 +78,9 @@ def job_file(tmp_path: Path) -> Path:
 
 def send(job_file: Path, *options: str) -> dict[str, Any]:
     jobs = FakeJobs()
-    assert submit(jobs, load_job(job_file), job_file, options) == "raysubmit_1"
+    sent = submit(jobs, load_job(job_file), job_file, options, figures=False)
+    assert re.fullmatch(r"texts-[0-9a-f]{8}", sent)
+    assert jobs.sent["id"] == sent
     return jobs.sent
 
 
@@ -90,11 +98,23 @@ def test_the_program_and_the_job_are_sent_and_nothing_else(job_file: Path) -> No
 def test_variables_that_the_job_names_are_sent_and_no_others(
     job_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("CORPUS", "KEY", "REGION", "OTHER"):
-        monkeypatch.setenv(name, f"value of {name}")
+    monkeypatch.setenv("OTHER", "not named")
     monkeypatch.delenv("PLACE", raising=False)
-    expected = {name: f"value of {name}" for name in ("CORPUS", "KEY", "REGION")}
-    assert send(job_file)["env"] == {**expected, FIGURES: "1"}
+    expected = {name: f"/value of {name}" for name in ("CORPUS", "KEY", "REGION")}
+    assert send(job_file)["env"] == {**expected, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+    jobs = FakeJobs()
+    submit(jobs, load_job(job_file), job_file, [], figures=True)
+    assert jobs.sent["env"][FIGURES] == "1"
+
+
+def test_a_variable_that_is_not_set_is_named_before_anything_is_sent(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KEY")
+    jobs = FakeJobs()
+    with pytest.raises(SpecError, match="environment variable KEY is not set"):
+        submit(jobs, load_job(job_file), job_file, [], figures=False)
+    assert jobs.sent == {}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +130,7 @@ def test_a_relative_place_is_refused_before_anything_is_sent(
     job_file.write_text(JOB.replace(was, now))
     jobs = FakeJobs()
     with pytest.raises(SpecError, match=place):
-        submit(jobs, load_job(job_file), job_file, [])
+        submit(jobs, load_job(job_file), job_file, [], figures=False)
     assert jobs.sent == {}
 
 
@@ -131,8 +151,8 @@ def figures() -> LiveFigures:
 
 
 def test_the_log_is_shown_and_the_drivers_code_returned() -> None:
-    pieces = ["one\ntw", f"o\n{figures().to_line()}\n", f"{EXIT_MARK}4\n"]
-    code, shown = watched(FakeJobs([pieces], [("FAILED", "exit code 4")]))
+    pieces = ["one\ntw", f"o\n{figures().to_line()}\n"]
+    code, shown = watched(FakeJobs([pieces], [JobState("FAILED", "it failed", 4)]))
     assert (code, shown) == (4, "one\ntwo\n")
 
 
@@ -141,9 +161,9 @@ def test_figures_become_a_table_in_a_terminal() -> None:
         def logs(self, job: str) -> Iterator[str]:
             yield f"one\n{figures().to_line()}\n"
             threading.Event().wait(0.5)  # the table is drawn four times a second
-            yield f"{EXIT_MARK}0\n"
+            yield "two\n"
 
-    code, shown = watched(Slow(states=[("SUCCEEDED", "")]), terminal=True)
+    code, shown = watched(Slow(states=[JobState("SUCCEEDED")]), terminal=True)
     assert code == 0
     assert "4 of 8 partitions" in shown
     assert "1 quarantined" in shown
@@ -157,8 +177,8 @@ def test_figures_are_read_as_they_were_written() -> None:
 
 
 def test_figures_of_another_version_are_passed_over() -> None:
-    pieces = [f"{FIGURES_MARK}{{}}\n", "one\n", f"{EXIT_MARK}0\n"]
-    assert watched(FakeJobs([pieces], [("SUCCEEDED", "")])) == (0, "one\n")
+    pieces = [f"{FIGURES_MARK}{{}}\n", "one\n"]
+    assert watched(FakeJobs([pieces], [JobState("SUCCEEDED")])) == (0, "one\n")
 
 
 def test_a_new_connection_goes_on_where_the_last_one_ended() -> None:
@@ -167,7 +187,7 @@ def test_a_new_connection_goes_on_where_the_last_one_ended() -> None:
         ["one\ntwo\nth", "ree\n"],
         ["one\ntwo\nthree\nfour"],
     ]
-    states = [("RUNNING", ""), ("SUCCEEDED", "")]
+    states = [JobState("RUNNING"), JobState("RUNNING"), JobState("SUCCEEDED")]
     assert watched(FakeJobs(logs, states)) == (0, "one\ntwo\nthree\nfour\n")
 
 
@@ -176,13 +196,18 @@ def test_a_driver_that_ends_without_a_word_is_worth_another_attempt(state: str) 
     with pytest.raises(
         TransientError, match=f"ended as {state.lower()}.*the node is gone"
     ) as found:
-        watched(FakeJobs([["one\n"]], [(state, "the node is gone")]))
+        watched(FakeJobs([["one\n"]], [JobState(state, "the node is gone")]))
     assert found.value.exit_code == 6
+
+
+def test_a_log_that_cannot_be_read_does_not_hide_the_end() -> None:
+    logs: list[list[str | Exception]] = [["one\n", TransientError("its node is gone")]]
+    assert watched(FakeJobs(logs, [JobState("SUCCEEDED", "", 0)])) == (0, "one\n")
 
 
 def test_a_cluster_that_stays_away_ends_the_watching(monkeypatch: pytest.MonkeyPatch) -> None:
     class Away(FakeJobs):
-        def status(self, job: str) -> tuple[str, str]:
+        def state(self, job: str) -> JobState:
             raise TransientError("no answer")
 
     monkeypatch.setattr(submission, "PATIENCE_S", 0.05)
