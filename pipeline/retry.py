@@ -191,7 +191,7 @@ def drop(output: str, storage: Storage) -> int:
         retries = read_retries(storage, output)
         others = [found.fingerprint for found in retries]
         records = Ledger(storage, output, written["fingerprint"], others)
-        records.load(lambda result: None)
+        records.load(lambda _: None)
         kept = [found for found in retries if not found.is_dropped]
         if not kept or kept[-1].is_finished(records.committed):
             raise SpecError(f"{output}: no retry of it is under way", hint="there is none to drop")
@@ -240,7 +240,8 @@ def _check_same(begun: Retry, prepared: Prepared) -> None:
     lines = "\n".join(f"  {line}" for line in runner.differences(was, now))
     raise FingerprintMismatchError(
         f"{prepared.output}: retry {begun.number} was begun with another recipe:\n{lines}",
-        hint=f"take the change back, or give that retry up: pipeline retry {prepared.output} --drop",
+        hint="take the change back, or give that retry up: "
+        f"pipeline retry {prepared.output} --drop",
     )
 
 

@@ -199,7 +199,6 @@ def _check_plan(data: DataSet) -> Iterator[Finding]:
 def _check_ledger(data: DataSet) -> Iterator[Finding]:
     columns = data.shards.select(["partition", "path", "sha256"]).combine_chunks()
     partitions = columns["partition"].to_numpy()
-    totals = data.manifest.totals
     seen: set[int] = set()
     damage: list[IntegrityError] = []
     num_planned = _num_planned(data.manifest)
