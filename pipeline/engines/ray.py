@@ -1,4 +1,4 @@
-"""The Ray engine: worker actors that own whole partitions. The only file that imports ray.
+"""The Ray engine: worker actors that own whole partitions. Like ``ray_jobs.py`` it imports ray.
 
 The distributed part is a queue of partitions, whose rules are in ``schedule.py``. Actors never
 restart by themselves and tasks are never retried by Ray: the schedule counts the attempts, so that
