@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from operators.base import Batch, Column, FieldSpec, Ragged, Verdict
 from operators.columns import take
-from pipeline.errors import PoisonSampleError, SampleError
+from pipeline.errors import IntegrityError, PoisonSampleError, SampleError
 from pipeline.protocols import (
     GoldenSample,
     Partition,
@@ -162,6 +162,24 @@ class PartitionState:
         if partition.only is None or partition.rest_from is not None:
             return None
         return max(partition.only, default=-1) + 1
+
+    def check_reached(self) -> None:
+        """Make sure that all rows that the partition names were there: none may be lost unseen.
+
+        Raises:
+            IntegrityError: the input ends before.
+        """
+        partition = self.partition
+        if partition.only is None or self.probed is not None:
+            return
+        least = len(partition.only) + (partition.rest_from is not None)
+        if self.num_input < least:
+            last = max([*partition.only, partition.rest_from or 0])
+            raise IntegrityError(
+                f"{partition.named}: {self.num_input:,} of {least:,} rows that are to be tried "
+                f"again are there; the last is row {last:,} of the file",
+                hint="the file was replaced by a shorter one; put one with all its rows there",
+            )
 
     def add_input(self, block: SampleBlock, shift: int) -> None:
         """Count the samples of a block as read, some of them as unusable.

@@ -204,6 +204,7 @@ class Worker:
             )
             state.guard(block.mask)
             yield block
+        state.guard(state.check_reached)
         none = np.zeros(0, np.int64)
         yield Block(state, none, none.astype(np.int32), none, {}, none, last=True)
 

@@ -18,7 +18,7 @@ from tests.e2e.photo_job import write_corpus, write_job
     ("args", "code", "says"),
     [
         (["run", "job.yaml", "--engine", "slurm"], 2, "--engine slurm: unknown engine\n"),
-        (["run", "job.yaml", "--workers", "0"], 2, "'--workers': Input should be greater than or"),
+        (["run", "job.yaml", "--workers", "0"], 2, "--workers 0: expected a number from 1, or"),
         (["run", "job.yaml", "--limit", "0"], 2, "'--limit': Input should be greater than or"),
         (["run"], 2, "Missing argument 'job_file'."),
         (["run", "job.yaml", "--outptu", "x"], 2, "No such option: --outptu"),

@@ -211,6 +211,20 @@ def test_bad_lines_of_a_text_file(cli: CommandLine) -> None:
     assert sorted(rows(out)) == sorted(f"{n}.jsonl:{i}" for n in range(2) for i in range(1, 11))
 
 
+def test_a_file_that_became_shorter_loses_nothing_unseen(cli: CommandLine, mended: Path) -> None:
+    path = cli.folder / "in" / "1.jsonl"
+    text = path.read_text()
+    path.write_text("".join(text.splitlines(keepends=True)[:6]))
+    assert cli("retry", "out", "--engine", "inline") == 5
+    assert "(1.jsonl): 1 of 2 rows that are to be tried again are there" in cli.err
+    assert manifest(mended)["retries"] == []
+    assert cli("retry", "out", "--drop") == 0
+    path.write_text(text)
+    retry(cli)
+    check(mended, golden=False)
+    assert manifest(mended)["totals"]["samples"] == 30
+
+
 def test_an_image_folder(cli: CommandLine) -> None:
     folder = cli.folder / "in" / "a"
     folder.mkdir(parents=True)
