@@ -60,6 +60,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "port": free_port(),
         "dashboard-port": port,
         "dashboard-host": "127.0.0.1",
+        # All of them: another head on this machine may hold the usual ones.
+        "dashboard-agent-listen-port": free_port(),
+        "metrics-export-port": free_port(),
         "ray-client-server-port": free_port(),
         "num-cpus": 2,
         "include-dashboard": "true",
