@@ -151,15 +151,8 @@ def retry(
                     everything = [*plan, *(part for r in retries for part in r.partitions)]
                     listener.begin(everything, committed, made)
                 with Committer(records) as commits:
-                    for result in made.run(pending):
-                        held.check()
-                        if result is None:
-                            continue
-                        runner.check_counts(result)
-                        commits.add(result)
+                    for result in runner.commit_results(made, pending, commits, held, listener):
                         outcome.add(result)
-                        if listener is not None:
-                            listener.committed(result)
             finally:
                 made.close()
         held.check()

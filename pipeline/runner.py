@@ -8,7 +8,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
@@ -401,16 +401,32 @@ def _process(
     held: Lease,
     listener: Listener | None,
 ) -> None:
+    for result in commit_results(engine, pending, commits, held, listener):
+        state.add(result)
+        _check_budget(state, at_end=False)
+
+
+def commit_results(
+    engine: Engine,
+    pending: Sequence[Partition],
+    commits: Committer,
+    held: Lease,
+    listener: Listener | None,
+) -> Iterator[PartitionResult]:
+    """Process partitions, and yield each result when it was handed to the committer.
+
+    Raises:
+        TokenmillError: what ended the work; or the lease is lost.
+    """
     for result in engine.run(pending):
         held.check()
         if result is None:
             continue
         check_counts(result)
         commits.add(result)
-        state.add(result)
         if listener is not None:
             listener.committed(result)
-        _check_budget(state, at_end=False)
+        yield result
 
 
 def check_counts(result: PartitionResult) -> None:
