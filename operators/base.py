@@ -172,6 +172,14 @@ class _Step(ABC, Generic[ConfigT]):
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
+    def bind(self, fields: Mapping[str, FieldSpec]) -> None:
+        """Take note of what the job gives, for steps that follow it: called once, on the driver
+        and in every worker, before ``inputs`` and ``outputs`` are taken to be final.
+
+        Args:
+            fields: Those of ``inputs`` that are there, by the operator's own names.
+        """
+
     @property
     @abstractmethod
     def inputs(self) -> Mapping[str, FieldSpec]:

@@ -78,8 +78,8 @@ def _modules() -> Mapping[str, tuple[str, ...]]:
     by_stem: dict[str, tuple[str, ...]] = {}
     for info in pkgutil.walk_packages(operators.__path__, "operators."):
         stem = info.name.rsplit(".", 1)[1]
-        # Packages named nn hold nets: they import torch, which a listing must not cost.
-        if info.ispkg or stem in _NOT_OPERATORS or ".nn." in info.name:
+        # Packages of these names hold nets: they import torch, which a listing must not cost.
+        if info.ispkg or stem in _NOT_OPERATORS or {"nn", "quantize"} & set(info.name.split(".")):
             continue
         by_stem[stem] = (*by_stem.get(stem, ()), info.name)
     return by_stem

@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +133,12 @@ class Checkpoint:
         return {"sha256": digests}
 
     def load_into(
-        self, module: Any, *, other_parts: Sequence[str] = (), training_only: Sequence[str] = ()
+        self,
+        module: Any,
+        *,
+        other_parts: Sequence[str] = (),
+        training_only: Sequence[str] = (),
+        stored_name: Callable[[str], str] = str,
     ) -> tuple[str, ...]:
         """Fill every parameter of ``module`` with the stored tensor of the same name.
 
@@ -144,6 +149,8 @@ class Checkpoint:
             module: A ``torch.nn.Module``.
             other_parts: Name prefixes of parts that are not loaded.
             training_only: Name prefixes of parts that play no role after training.
+            stored_name: What the file calls a parameter of ``module``; the other two arguments,
+                and errors, say names as the file does.
 
         Returns:
             Names of the ``training_only`` tensors that are there, sorted.
@@ -153,7 +160,8 @@ class Checkpoint:
                 whole, or a pickle that holds more than data.
         """
         path = self.weight_path()
-        wanted = module.state_dict()
+        wanted = {stored_name(name): value for name, value in module.state_dict().items()}
+        own = {stored_name(name): name for name in module.state_dict()}
         with self._open(path) as file:
             stored = {name.replace(_CHECKPOINT_WRAPPER, ""): name for name in file.names()}
             extra = sorted(set(stored) - set(wanted))
@@ -175,7 +183,8 @@ class Checkpoint:
                 ],
             )
             tensors = {
-                name: file.tensor(stored[name]).to(value.dtype) for name, value in wanted.items()
+                own[name]: file.tensor(stored[name]).to(value.dtype)
+                for name, value in wanted.items()
             }
         module.load_state_dict(tensors, assign=True)
         return tuple(unused)

@@ -64,7 +64,7 @@ class Chain:
 
     @property
     def resources(self) -> Resources:
-        """What one worker needs for all steps: GPUs add up, at least one core."""
+        """What one worker needs for all steps, which take turns on its cores and its GPU."""
         parts = [bound.step.resources for bound in self.steps]
         return Resources(
             cpus=max(part.cpus for part in parts),
@@ -106,6 +106,8 @@ def build_chain(
         where = f"{job.place('operators', i)} ({config.name})"
         try:
             step = registry.build(config, model_files)
+            given = {name: config.inputs.get(name, name) for name in step.inputs}
+            step.bind({name: fields[field] for name, field in given.items() if field in fields})
             inputs = step.inputs
             outputs = step.outputs if isinstance(step, Operator) else {}
         except ContractError as error:

@@ -23,7 +23,6 @@ from operators.image_tokenizers.nn.flextok_arch import (
     arch_of_config,
     published_arch,
 )
-from operators.image_tokenizers.quantize.fsq import FSQ
 from operators.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from operators.image_tokenizers.nn.flextok_net import EncoderTrace
+    from operators.image_tokenizers.quantize.fsq import FSQ
 
 _LOG = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class FlexTok(Operator[FlexTokConfig]):
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:
         """``tokens``."""
-        size = self._fsq.codebook_size
+        size = self._fsq.codebook_sizes[0]
         return {"tokens": FieldSpec(smallest_uint(size), (self.num_tokens,), vocab_size=size)}
 
     @property
@@ -237,7 +237,7 @@ class FlexTok(Operator[FlexTokConfig]):
             "positions": self.num_tokens,
             "model_positions": self.arch.num_registers,
             "levels": list(self.arch.levels),
-            "codebook_size": self._fsq.codebook_size,
+            "codebook_size": self._fsq.codebook_sizes[0],
             "image_side": self.arch.image_side,
             "normalization": {"mean": 0.5, "std": 0.5},
             "posterior": "sample" if self.samples_posterior else "mode",
@@ -255,7 +255,7 @@ class FlexTok(Operator[FlexTokConfig]):
             images_BCSS: float32 [B, 3, S, S] in [-1, 1], on the device.
             noise: Standard normal [B, C, h, h] to sample latents with; None takes their mean.
         """
-        return self._fsq.ids(self.trace(images_BCSS, noise).registers)
+        return self._fsq.encode(self.trace(images_BCSS, noise).registers)
 
     def trace(
         self, images_BCSS: "torch.Tensor", noise: "torch.Tensor | None" = None
@@ -333,7 +333,7 @@ class FlexTok(Operator[FlexTokConfig]):
             noise = noise.expand(rows, -1, -1, -1)
 
         with torch.inference_mode(), float32_arithmetic(tf32=False):
-            conditions = decoder.conditions(self._fsq.codes(ids_BR), kept_BR)
+            conditions = decoder.conditions(self._fsq.decode(ids_BR), kept_BR)
             nothing = decoder.no_conditions(rows)
             latents = integrate(
                 lambda state, time, conditional: decoder(
@@ -359,7 +359,9 @@ class FlexTok(Operator[FlexTokConfig]):
         )
 
     @cached_property
-    def _fsq(self) -> FSQ:
+    def _fsq(self) -> "FSQ":
+        from operators.image_tokenizers.quantize.fsq import FSQ
+
         return FSQ(self.arch.levels)
 
     def _load(self, net: str, other_parts: Sequence[str]) -> Any:
@@ -368,12 +370,13 @@ class FlexTok(Operator[FlexTokConfig]):
         self._check_device()
         import_extra(_VAE_MODULE, extra="flextok", where="flextok")
         from operators.image_tokenizers.nn import flextok_net
+        from operators.image_tokenizers.nn.random_weights import fill_random
 
         arch = self.arch
         with torch.device("meta"):
             module = getattr(flextok_net, net)(arch)
         if not isinstance(self.config.weights, str):
-            flextok_net.fill_random(module, self.config.weights.random_seed)
+            fill_random(module, self.config.weights.random_seed)
         else:
             unused = self._checkpoint.load_into(
                 module, other_parts=other_parts, training_only=self._training_only()

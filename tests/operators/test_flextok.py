@@ -15,9 +15,10 @@ from operators.base import FieldSpec, Invertible, Resources
 from operators.errors import ContractError, SetupError
 from operators.image_tokenizers.flextok import FlexTok, FlexTokConfig, RandomWeights
 from operators.image_tokenizers.nn.flextok_arch import published_arch
-from operators.image_tokenizers.nn.flextok_net import FlexTokDecoder, FlexTokEncoder, fill_random
+from operators.image_tokenizers.nn.flextok_net import FlexTokDecoder, FlexTokEncoder
 from operators.image_tokenizers.nn.patches import patchify, sincos_table, unpatchify
 from operators.image_tokenizers.nn.precision import float32_arithmetic
+from operators.image_tokenizers.nn.random_weights import fill_random
 from operators.image_tokenizers.nn.transformer import Transformer, causal_last_mask
 from operators.testing import assert_operator_contract
 from operators.weights import Checkpoint

@@ -73,7 +73,7 @@ def test_everything_before_the_ids(op: FlexTok) -> None:
 
 
 def test_codes_of_ids(op: FlexTok) -> None:
-    assert torch.equal(op._fsq.codes(OUTPUTS["tokens"]), OUTPUTS["quant"])
+    assert torch.equal(op._fsq.decode(OUTPUTS["tokens"]), OUTPUTS["quant"])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_velocity_at_several_times(op: FlexTok) -> None:
     op.decode_tokens(OUTPUTS["tokens"][:1], steps=1, guidance_mode="none")  # loads the decoder
     kept = (torch.arange(16) < 4).expand(6, -1)
     with torch.inference_mode():
-        conditions = op._decoder.conditions(op._fsq.codes(OUTPUTS["tokens"]), kept)
+        conditions = op._decoder.conditions(op._fsq.decode(OUTPUTS["tokens"]), kept)
         velocity = op._decoder(OUTPUTS["dec_noise"], OUTPUTS["velocity_timesteps"], conditions)
     assert_near(velocity, OUTPUTS["velocity_k4"], 1e-4)
 

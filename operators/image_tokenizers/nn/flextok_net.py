@@ -7,7 +7,6 @@ Shapes: B batch, C latent channels, h latent side, S image side, P patches, R re
 D trunk width, L quantized channels.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from operators.image_tokenizers.nn.flextok_arch import FlexTokArch, TrunkArch
-from operators.image_tokenizers.nn.patches import patchify, sincos_table, unpatchify
+from operators.image_tokenizers.nn.patches import patchify, unpatchify
 from operators.image_tokenizers.nn.transformer import Transformer, causal_last_mask, layer_norm
 
 _TIME_PERIOD = 256.0  # ratio of the highest to the lowest frequency of the time embedding
@@ -200,28 +199,6 @@ class FlexTokDecoder(nn.Module):  # type: ignore[misc]
         frequency = torch.exp(-math.log(_TIME_PERIOD) * index / half)
         angle = time_B[:, None] * (1000 / self._arch.max_timestep) * frequency
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
-
-
-def fill_random(module: Any, seed: int) -> None:
-    """Give every parameter random values that depend on the seed and its name alone.
-
-    Scaled so that activations keep about unit variance, for runs without a checkpoint.
-    """
-    filled = {}
-    for name, parameter in module.state_dict().items():
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        shape = tuple(parameter.shape)
-        if name.endswith("posembs") and shape[-1] == shape[-2] and shape[1] % 4 == 0:
-            filled[name] = sincos_table(shape[1], shape[-1])
-        elif len(shape) == 1 and name.endswith("weight"):
-            filled[name] = torch.ones(shape)
-        elif name.endswith("bias"):
-            filled[name] = torch.zeros(shape)
-        else:
-            fan_in = math.prod(shape[1:]) or 1
-            filled[name] = torch.randn(shape, generator=generator) / math.sqrt(fan_in)
-    module.load_state_dict(filled, assign=True)
 
 
 def _trunk(arch: TrunkArch, *, num_segments: int) -> Transformer:

@@ -1,0 +1,1 @@
+"""The golden models of each family of image tokenizers."""
