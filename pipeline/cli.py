@@ -20,6 +20,8 @@ from pipeline.storage import Storage
 if TYPE_CHECKING:
     from pipeline import runner
     from pipeline import verify as checks
+    from pipeline.manifest import DataSet
+    from pipeline.report.codebook import CodebookReport
 
 app = typer.Typer(
     add_completion=False,
@@ -475,15 +477,32 @@ def preview(
 
 
 @app.command()
-def report(output: OutputUri, job: StorageOf = None) -> None:
-    """Show the figures of a run again."""
+def report(
+    output: OutputUri,
+    codebook: Annotated[
+        bool, typer.Option(help="Count the ids, which reads all of them, the first time.")
+    ] = True,
+    job: StorageOf = None,
+) -> None:
+    """Show the figures of a finished run again, and what its tokens use of their codebooks.
+
+    The latter are kept in OUTPUT/codebook.json.
+    """
     from pipeline.finish import REPORT
+    from pipeline.manifest import data_set_folder, open_data_set
     from pipeline.report.summary import RunSummary
-    from pipeline.report.tables import stage_table, summary_table
+    from pipeline.report.tables import (
+        codebook_notes,
+        codebook_table,
+        stage_table,
+        summary_table,
+        top_table,
+    )
     from pipeline.storage import NotFoundError, join
 
+    storage = _storage(job)
     try:
-        summary = RunSummary.from_json(_storage(job).read(join(output, REPORT)))
+        summary = RunSummary.from_json(storage.read(join(data_set_folder(output), REPORT)))
     except NotFoundError:
         raise NotFoundError(
             f"{output}: no report", hint="the run is not finished; try `pipeline status`"
@@ -491,6 +510,17 @@ def report(output: OutputUri, job: StorageOf = None) -> None:
     out.print(stage_table(summary.stages))
     out.print()
     out.print(summary_table(summary))
+    if not codebook:
+        return
+    found = _codebook_report(open_data_set(output, storage))
+    if found.fields:
+        out.print()
+        out.print(codebook_table(found))
+        out.print()
+        out.print(top_table(found))
+    notes = list(codebook_notes(found))
+    for note in notes:
+        out.print(Text("note  ", "yellow") + note, soft_wrap=True)
 
 
 @app.command()
@@ -566,6 +596,32 @@ def _verify(
             "it was kept",
             hint="run the job again: it does anew what is missing",
         ) from None
+
+
+def _codebook_report(data: "DataSet") -> "CodebookReport":
+    """Return the figures that are kept with a data set; or count, and keep them."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from pipeline.report.codebook import count_ids, keep_report, kept_report
+
+    found = kept_report(data)
+    if found is not None:
+        return found
+    columns = (TextColumn("counting ids"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        found = count_ids(data, lambda done, of: bar.update(task, completed=done, total=of))
+    try:
+        keep_report(data, found)
+    except TokenmillError as error:  # a data set may well be closed to who looks at it
+        err.print(f"warning: these figures are not kept: {error.message}", soft_wrap=True)
+    return found
 
 
 def _storage(job_file: Path | None) -> Storage:
