@@ -278,22 +278,23 @@ def operators(
     import inspect
 
     from operators import registry
-    from operators.base import Filter
+    from pipeline.report.catalogue import operator_tables, published_table
 
     if name is None:
-        table = _table("operator", "kind", "stage", "what it does")
-        for each in registry.names():
-            cls = registry.get(each)
-            kind = "filter" if issubclass(cls, Filter) else "operator"
-            what = (inspect.getdoc(cls) or "").split("\n")[0]
-            table.add_row(each, kind, cls.stage, Text(what.replace("``", "`")))
-        out.print(table)
+        for i, table in enumerate(operator_tables(registry.all_classes())):
+            if i:
+                out.print()
+            out.print(table)
         return
     cls = registry.get(name)
     out.print(Text((inspect.getdoc(cls) or "").replace("``", "`")), soft_wrap=True)
     out.print()
     out.print(_fields_of(cls))
     out.print()
+    published = published_table(cls)
+    if published is not None:
+        out.print(published)
+        out.print()
     table = _table("setting", "type", "default", "meaning")
     for field, info in cls.Config.model_json_schema()["properties"].items():
         if field != "name":
@@ -660,7 +661,7 @@ def _facts() -> Table:
 
 
 def _fields_of(cls: Any) -> Table:
-    """Return what an operator of default settings reads and adds, and what it needs."""
+    """Return what an operator of default settings reads and adds, what it needs, and its origin."""
     from operators.base import Operator
 
     facts = _facts()
@@ -669,16 +670,20 @@ def _fields_of(cls: Any) -> Table:
     except (ValueError, TokenmillError):
         facts.add_row("stage", cls.stage)
         facts.add_row("fields", "depend on the settings")
-        return facts
-    for heading, specs in (
-        ("reads", step.inputs),
-        ("adds", step.outputs if isinstance(step, Operator) else {}),
-    ):
-        for i, (field, spec) in enumerate(specs.items()):
-            facts.add_row("" if i else heading, Text(f"{field}: {spec}"))
-    needs = step.resources
-    gpus = f", {needs.gpus:g} GPUs" if needs.gpus else ""
-    facts.add_row("stage", f"{cls.stage} ({needs.cpus:g} core{'s' * (needs.cpus != 1)}{gpus})")
+    else:
+        for heading, specs in (
+            ("reads", step.inputs),
+            ("adds", step.outputs if isinstance(step, Operator) else {}),
+        ):
+            for i, (field, spec) in enumerate(specs.items()):
+                facts.add_row("" if i else heading, Text(f"{field}: {spec}"))
+        needs = step.resources
+        gpus = f", {needs.gpus:g} GPUs" if needs.gpus else ""
+        cores = f"{needs.cpus:g} core{'s' * (needs.cpus != 1)}"
+        facts.add_row("stage", f"{cls.stage} ({cores}{gpus})")
+    for heading, attribute in (("paper", "paper"), ("weights", "weights_license")):
+        if hasattr(cls, attribute):  # tokenizers of images have them
+            facts.add_row(heading, Text(getattr(cls, attribute)))
     return facts
 
 
