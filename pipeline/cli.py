@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -296,8 +296,10 @@ def operators(
         out.print(published)
         out.print()
     table = _table("setting", "type", "default", "meaning")
-    for field, info in cls.Config.model_json_schema()["properties"].items():
+    settings = cls.Config.model_json_schema()["properties"]
+    for field in _own_first(cls.Config):
         if field != "name":
+            info = settings[field]
             default = json.dumps(info["default"]) if "default" in info else "required"
             meaning = info.get("description", "").replace("``", "`")
             table.add_row(field, Text(_kind(info)), Text(default), Text(meaning))
@@ -650,7 +652,8 @@ def _job(path: Path, limit: int | None = None) -> JobSpec:
 def _table(*headings: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("cpus", "gpus") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("cpus", "gpus") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     return table
 
 
@@ -681,10 +684,18 @@ def _fields_of(cls: Any) -> Table:
         gpus = f", {needs.gpus:g} GPUs" if needs.gpus else ""
         cores = f"{needs.cpus:g} core{'s' * (needs.cpus != 1)}"
         facts.add_row("stage", f"{cls.stage} ({cores}{gpus})")
-    for heading, attribute in (("paper", "paper"), ("weights", "weights_license")):
+    for heading, attribute in (("paper", "paper"), ("licence", "weights_license")):
         if hasattr(cls, attribute):  # tokenizers of images have them
             facts.add_row(heading, Text(getattr(cls, attribute)))
     return facts
+
+
+def _own_first(config: Any) -> list[str]:
+    """Return the settings of an operator: its own, then those that all of its kind have."""
+    names: list[str] = []
+    for cls in reversed(config.__mro__):
+        names = [name for name in getattr(cls, "model_fields", ()) if name not in names] + names
+    return names
 
 
 def _kind(info: dict[str, Any]) -> str:

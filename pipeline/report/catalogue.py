@@ -75,5 +75,10 @@ def _table(*headings: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for heading in headings:
         is_number = heading in ("codebook", "tokens", "side")
-        table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number)
+        table.add_column(
+            heading,
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",  # hub ids are there to be copied
+        )
     return table

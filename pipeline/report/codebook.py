@@ -226,13 +226,13 @@ class _Counting:
 
 @contextmanager
 def _integrity_errors(uri: str) -> Iterator[None]:
+    hint = "`pipeline verify` tells what is damaged, and with --repair mends it"
     try:
         yield
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise IntegrityError(
-            f"{uri}: not the shard that was committed ({error})",
-            hint="`pipeline verify` tells what is damaged, and with --repair mends it",
-        ) from None
+    except (pa.ArrowException, KeyError) as error:
+        raise IntegrityError(f"{uri}: not a shard ({error})", hint=hint) from None
+    except ValueError as error:
+        raise IntegrityError(f"{uri}: {error}", hint=hint) from None
 
 
 class _Field:
@@ -262,7 +262,7 @@ class _Field:
             if len(ids) and int(ids.max()) >= size:
                 raise ValueError(
                     f"field {self.name!r} holds id {int(ids.max()):,}, the codebook of stream "
-                    f"{self._streams[stream]!r} has {size:,}"
+                    f"{self._streams[stream]!r} has {size:,} ids"
                 )
             self._counters[stream][0].add(ids)
         if self._sides:
