@@ -115,14 +115,14 @@ def kept_report(data: DataSet) -> CodebookReport | None:
     """Return the figures that lie beside a data set, unless they are those of other shards."""
     try:
         raw = json.loads(data.storage.read(join(data.uri, CODEBOOK)))
-    except (NotFoundError, ValueError):
+        fields = {name: _field_figures(each) for name, each in raw["fields"].items()}
+        report = CodebookReport(**{**raw, "fields": fields})
+    except (NotFoundError, ValueError, KeyError, TypeError):  # none, or of another version
         return None
     manifest = data.manifest
     now = (CODEBOOK_VERSION, manifest.fingerprint, manifest.index_sha256)
-    if (raw["version"], raw["fingerprint"], raw["index_sha256"]) != now:
-        return None
-    fields = {name: _field_figures(each) for name, each in raw["fields"].items()}
-    return CodebookReport(**{**raw, "fields": fields})
+    found = (report.version, report.fingerprint, report.index_sha256)
+    return report if found == now else None
 
 
 def keep_report(data: DataSet, report: CodebookReport) -> None:

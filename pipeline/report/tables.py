@@ -1,6 +1,7 @@
 """Terminal tables: the same look for live figures, reports and plans."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from rich.padding import Padding
 from rich.table import Table
@@ -9,7 +10,9 @@ from rich.text import Text
 from pipeline.report.codebook import CodebookReport, FieldFigures, IdFigures, StreamFigures
 from pipeline.report.summary import RunSummary, StageFigures
 
-_TOP_SHOWN = 5
+_TOP_WIDTH = 60
+"""Of a list of ids, characters: ids may have 20 digits."""
+
 _MANY_PER_ENTRY = 10
 """From so many ids per entry of the codebook on, more of them would not change much."""
 
@@ -91,16 +94,15 @@ def codebook_table(report: CodebookReport) -> Table:
 
 def top_table(report: CodebookReport) -> Table:
     """Return the most frequent ids of every stream, and how often each occurs."""
-    rows = {
-        _stream_name(field, stream, figures): stream.top[:_TOP_SHOWN]
-        for field, figures in report.fields.items()
-        for stream in figures.streams
-    }
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column("ids of", no_wrap=True, min_width=max(map(len, rows), default=0))
+    table.add_column("ids of", overflow="ellipsis", no_wrap=True)
     table.add_column("most frequent (times)", overflow="ellipsis", no_wrap=True)
-    for name, top in rows.items():
-        table.add_row(name, "  ".join(f"{each} ({count:,})" for each, count in top))
+    for field, figures in report.fields.items():
+        for stream in figures.streams:
+            shown = [f"{each} ({count:,})" for each, count in stream.top]
+            ends = accumulate(len(text) + 2 for text in shown)
+            num = sum(end <= _TOP_WIDTH for end in ends)
+            table.add_row(_stream_name(field, stream, figures), "  ".join(shown[:num]))
     return table
 
 

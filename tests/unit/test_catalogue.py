@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from operators import registry
-from operators.base import Filter, Operator
+from operators.base import Filter, Operator, Step
 from operators.image_tokenizers.base import Published
 from pipeline.report.catalogue import operator_tables, published_table
 
@@ -53,7 +53,13 @@ class Outside(Operator[Any]):
 
 
 Outside.__module__ = "somewhere.else"
-CLASSES = {"outside": Outside, "grid": Grid, "long": Long, "bits": Bits, "features": Features}
+CLASSES: dict[str, type[Step]] = {
+    "outside": Outside,
+    "grid": Grid,
+    "long": Long,
+    "bits": Bits,
+    "features": Features,
+}
 
 
 def lines(table: Any, width: int = 100) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.manifest import DataSet, open_data_set
 from pipeline.report import codebook
 from pipeline.report.codebook import CodebookReport, count_ids, keep_report, kept_report
 from pipeline.report.tables import codebook_notes
+from pipeline.storage import Entry, NotFoundError, Storage
 from tests.loader_data import rows, write_data_set
 
 
@@ -312,8 +314,9 @@ def test_figures_are_kept_while_the_shards_are_the_same(tmp_path: Path) -> None:
     for change in ({"index_sha256": "0"}, {"fingerprint": "0"}, {"version": 2}):
         (tmp_path / "codebook.json").write_text(json.dumps({**raw, **change}))
         assert kept_report(data) is None
-    (tmp_path / "codebook.json").write_bytes(b"not json")
-    assert kept_report(data) is None
+    for other in (b"not json", b"[]", b"{}", json.dumps({**raw, "fields": {"t": {}}}).encode()):
+        (tmp_path / "codebook.json").write_bytes(other)
+        assert kept_report(data) is None
 
 
 def first_shard(folder: Path) -> Path:
@@ -353,8 +356,58 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: Any, says: str) -> Non
 def test_a_shard_that_is_gone_ends_all_readers(tmp_path: Path) -> None:
     data = open_data_set(write_data_set(tmp_path, rows(60), partitions=40))
     first_shard(tmp_path).unlink()
-    with pytest.raises(codebook.NotFoundError, match=r"0000000-000.arrow"):
+    with pytest.raises(NotFoundError, match=r"0000000-000.arrow"):
         count_ids(data)
+
+
+class Distant(Storage):
+    """Files as if they were far away; counts the bytes that are asked for."""
+
+    num_read = 0
+
+    def local_path(self, uri: str) -> Path | None:
+        return None
+
+    def open_read(self, uri: str, *, read_ahead: bool = True) -> Any:
+        assert not read_ahead
+        file = Path(uri).open("rb")  # noqa: SIM115 - the reader closes it
+        read = file.read
+
+        def counted(size: int = -1) -> bytes:
+            data = read(size)
+            self.num_read += len(data)
+            return data
+
+        return CountedFile(file, counted)
+
+    def opened(self, uri: str, file: Any) -> Entry:
+        return Entry(uri, Path(uri).stat().st_size, "")
+
+
+class CountedFile:
+    """A file whose ``read`` is another."""
+
+    def __init__(self, file: Any, read: Any) -> None:
+        self._file, self.read = file, read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def test_of_distant_shards_only_the_ids_are_read(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 99, (500, 8), dtype=np.uint8)
+    pixels = np.zeros((500, 1_000), np.uint8)
+    fields = {"p": (FieldSpec("uint8", (1_000,)), pixels), "t": (FieldSpec("uint8", (8,), 99), ids)}
+    data = data_set(tmp_path, fields)
+    distant = Distant()
+    assert count_ids(replace(data, storage=distant)) == count_ids(data)
+    assert 4_000 < distant.num_read < 20_000
 
 
 def test_counts_do_not_depend_on_the_number_of_readers(
