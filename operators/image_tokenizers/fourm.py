@@ -42,9 +42,10 @@ _HUB = "EPFL-VILAB/4M_tokenizers_"
 _BASE_SIDE = 224
 _FIELDS = {"depth": "depth", "classes": "classes", "feature_map": "features", "feature": "features"}
 _TRIMMED = 0.1
+_NO_CLASS = 255
 _NAMES = (
     (re.compile(r"^quantize\.embedding\.weight$"), "quantize._codebook.embed"),
-    (re.compile(r"^quantize\.(key|value)_weight$"), r"quantize.to_\1.weight"),
+    (re.compile(r"^quantize\.(k|v)(?:ey|alue)_weight$"), r"quantize.to_\1.weight"),
     (re.compile(r"(\.blocks\.\d+)\.fc1\."), r"\1.block.0."),
     (re.compile(r"(\.blocks\.\d+)\.fc2\."), r"\1.block.2."),
 )
@@ -74,8 +75,8 @@ class FourM(GridTokenizer[FourMConfig, FourMArch]):
     """Map an image, or what a network made of one, to a row-major grid of ids.
 
     What is read follows from the checkpoint; ``tokens`` uint16 [T] are added, T = 196 at 224 pixels
-    and 784 at 448 (16 pixels per id, 14 for DINOv2 and ImageBind: 256 and 1,024). An id is the entry
-    of the codebook with the smallest angle to the latent.
+    and 784 at 448 (16 pixels per id, 14 for DINOv2 and ImageBind: 256 and 1,024). An id is the
+    entry of the codebook with the smallest angle to the latent.
 
     ==================  =======  =============================================================
     model               ids      reads
@@ -111,8 +112,9 @@ class FourM(GridTokenizer[FourMConfig, FourMArch]):
 
     Checked against the authors' code on small models with random weights: ids identical, alone and
     in batches, for RGB, depth, classes, feature maps and vectors, on grids of several sizes;
-    latents to 2e-4, decoded values to 1e-4. At bfloat16, on a CPU, AGREE of 96 ids stay the
-    same: blocks have bfloat16 matrices, the residual stream and the MLP after them are float32.
+    latents to 2e-4, decoded values to 1e-4. At bfloat16 (the matrices of the blocks; the residual
+    stream and the MLP after them are float32), on a CPU, 260 of their 261 ids stay the same, and
+    0.981 of 1,024 ids of noise images.
     """
 
     Config = FourMConfig
@@ -132,7 +134,7 @@ class FourM(GridTokenizer[FourMConfig, FourMArch]):
             f"{_HUB}ImageBind-H14-global_8k_16_224", "ImageBind-H14-global_8k", 16, 8192, 224
         ),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.9}
+    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.95}
     normalization = SYMMETRIC
     preprocessing = (
         {"name": "square_crop"},
@@ -264,11 +266,11 @@ class FourM(GridTokenizer[FourMConfig, FourMArch]):
 
         field, labels = self.input_field, self.arch.labels
         if labels is not None:
-            bad = image[(image >= labels - 1) & (image != 255)]  # noqa: PLR2004 - no class
+            bad = image[(image >= labels - 1) & (image != _NO_CLASS)]
             if bad.numel():
                 return (
                     f"field {field!r} has class {int(bad[0])}, expected 0 to {labels - 2}, "
-                    "or 255 for none"
+                    f"or {_NO_CLASS} for none"
                 )
         elif not bool(torch.isfinite(image).all()):
             return f"field {field!r} has NaN or infinity, expected finite numbers"

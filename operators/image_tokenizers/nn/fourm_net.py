@@ -12,7 +12,7 @@ from operators.image_tokenizers.nn.fourm_arch import FourMArch, MLPSizes, ViTSiz
 from operators.image_tokenizers.nn.vit import MLP, Block
 from operators.image_tokenizers.quantize.base import Quantizer
 from operators.image_tokenizers.quantize.keyed import KeyedCodes
-from operators.image_tokenizers.quantize.vq import VQ
+from operators.image_tokenizers.quantize.vq import VQ, Metric
 
 _MLP_RATIO = 4
 _EPS = 1e-6
@@ -164,9 +164,7 @@ class BottleneckMLP(nn.Module):  # type: ignore[misc]
         width = sizes.width
         self.linear_in = nn.Linear(dim_in, width)
         self.layernorms = nn.ModuleList(nn.LayerNorm(width) for _ in range(sizes.depth))
-        self.blocks = nn.ModuleList(
-            MLP(width, sizes.expansion * width) for _ in range(sizes.depth)
-        )
+        self.blocks = nn.ModuleList(MLP(width, sizes.expansion * width) for _ in range(sizes.depth))
         self.linear_out = nn.Linear(width, dim_out)
 
     def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
@@ -182,7 +180,7 @@ def quantizer(arch: FourMArch) -> Quantizer:
     """Build the quantizer of a model."""
     if arch.kind == "feature":
         return KeyedCodes(arch.codebook_size, arch.latent_dim, arch.num_codebooks)
-    metric = "cosine" if arch.cosine else "euclidean"
+    metric: Metric = "cosine" if arch.cosine else "euclidean"
     return VQ(arch.codebook_size, arch.latent_dim, metric=metric)
 
 

@@ -37,7 +37,8 @@ class KeyedCodes(Quantizer):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """(K,) * S."""
-        return (self.codes.shape[1],) * self.codes.shape[0]
+        streams, num_codes, _ = self.codes.shape
+        return (int(num_codes),) * int(streams)
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return int64 ids [..., S] of latents [..., D]."""
