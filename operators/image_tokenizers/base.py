@@ -246,6 +246,17 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         """Return what the published files call a parameter of the nets."""
         return name
 
+    def check_extras(self) -> None:
+        """Import the packages that the nets need.
+
+        Raises:
+            SetupError: one is not installed.
+        """
+
+    def training_only_parts(self) -> tuple[str, ...]:
+        """Prefixes of stored tensors that play no role after training."""
+        return self.training_only
+
     def decoder_ids(self, ids: "torch.Tensor") -> "torch.Tensor":
         """Return ids as ``decoder_net`` takes them."""
         return ids
@@ -357,7 +368,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         views = [images] if self._views is None else list(images.unbind(1))
         tokens, finite = [], torch.ones(rows, dtype=torch.bool, device=images.device)
         for view, pixels in enumerate(views):
-            latents = self.latents(self.prepare(pixels))
+            latents = self.latents_of(self.prepare(pixels), batch, view)
             tokens.append(self.tokens_of(latents, batch, view))
             finite &= torch.isfinite(latents).flatten(1).all(dim=1)
         joined = tokens[0] if self._views is None else torch.stack(tokens, dim=1)
@@ -374,6 +385,10 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     def what_is_wrong(self, image: "torch.Tensor") -> str:  # noqa: ARG002 - bytes cannot be wrong
         """Say why an image has latents that are not finite."""
         return "the encoder gave NaN or infinity, expected finite latents"
+
+    def latents_of(self, images: "torch.Tensor", batch: Batch, view: int) -> "torch.Tensor":  # noqa: ARG002 - sampled tokenizers need the keys
+        """Return the latents of a batch's images."""
+        return self.latents(images)
 
     def latents(self, images: "torch.Tensor") -> "torch.Tensor":
         """Return float32 latents, as ``quantize`` takes them, of images in the model's range."""
@@ -525,6 +540,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
         from operators.image_tokenizers.nn.random_weights import fill_random
 
+        self.check_extras()
         with torch.device("meta"):
             module = build()
         weights = self._weights
@@ -532,7 +548,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             unused = self._checkpoint.load_into(
                 module,
                 other_parts=ignores,
-                training_only=self.training_only,
+                training_only=self.training_only_parts(),
                 stored_name=self.stored_name,
                 ema_prefix=self.ema_prefix,
             )
