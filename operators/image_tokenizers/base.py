@@ -278,7 +278,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
     @property
     def inputs(self) -> Mapping[str, FieldSpec]:
-        """``image``."""
+        """``image``, or what ``input_field`` says."""
         spec = self.input_spec
         return {self.input_field: replace(spec, shape=(*self._view_shape, *spec.shape))}
 

@@ -73,10 +73,10 @@ class Seed2(ImageTokenizer[Seed2Config, Seed2Arch]):
     holds the vision transformer too. The licence is Apache-2.0 with a clause that restricts it to
     academic, non-commercial use. The pickle is read as data alone.
 
-    The authors resize to 224 x 224, whatever the aspect: with Pillow's bicubic filter where SEED-
-    LLaMA calls its tokenizer (``preprocessing``), with the bilinear one in their inference
-    script. They publish results of the model in float16, under which a few ids differ from those
-    of ``dtype: float32``.
+    The authors resize to 224 x 224, whatever the aspect: with Pillow's bicubic filter in their
+    ``ImageTokenizer`` (``preprocessing`` here), with the bilinear one in their inference script.
+    They run the model in float16, under which a few ids may differ from those of
+    ``dtype: float32``.
 
     Checked against the authors' code on a small model with random weights: ids identical, alone
     and in batches; tokens of the ViT, queries and latents to 2e-4, image embeddings to 1e-4. At

@@ -183,6 +183,18 @@ def test_what_a_model_of_one_channel_reads(
     assert list(op.inputs) == [field]
 
 
+def test_modality_of_a_model_that_reads_images(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"modality='edge' is given, but .* not read one channel"):
+        _ = configured(tmp_path, modality="edge").inputs
+
+
+def test_a_configuration_one_level_down(tmp_path: Path) -> None:
+    assert RGB.config is not None
+    config = {"config": RGB.config(RGB.golden_config())}
+    op = FourM(FourMConfig(weights=RGB.write(tmp_path, config=config)))
+    assert str(op.inputs["image"]) == "uint8[64, 64, 3]"
+
+
 def test_modality_of_random_weights() -> None:
     with pytest.raises(ContractError, match="modality='edge' is given, but the weights are random"):
         published("depth_8k", modality="edge")

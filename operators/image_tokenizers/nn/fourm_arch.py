@@ -130,7 +130,8 @@ def arch_of_config(
     Raises:
         SetupError: it is of another model, or asks for what these nets do not do.
     """
-    found = read_config(config, where)
+    nested = config.get("config")  # how the hub's model mixin may keep one argument of that name
+    found = read_config(nested if isinstance(nested, Mapping) else config, where)
     codebook_size = found.integer("codebook_size")
     patch, side = found.integer("patch_size", 16), found.integer("image_size", 224)
     on_pixels = found.expect("patch_proj", True, False)
@@ -145,6 +146,11 @@ def arch_of_config(
     kind: Kind = "feature" if is_mlp else "classes" if labels else "feature_map"
     if on_pixels and kind == "feature_map":
         kind = _kind_of_pixels(found, channels, modality, where)
+    if modality is not None and (kind not in ("depth", "edge") or channels != 1):
+        raise SetupError(
+            f"{where}: modality={modality!r} is given, but the model does not read one channel",
+            hint="remove it: what the model reads follows from its sizes",
+        )
     found.expect("quant_type", *(("memcodes",) if is_mlp else ("lucid",)))
     if not is_mlp:
         found.expect("num_codebooks", 1)
