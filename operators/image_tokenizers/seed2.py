@@ -80,7 +80,8 @@ class Seed2(ImageTokenizer[Seed2Config, Seed2Arch]):
 
     Checked against the authors' code on a small model with random weights: ids identical, alone
     and in batches; tokens of the ViT, queries and latents to 2e-4, image embeddings to 1e-4. At
-    bfloat16 AGREE
+    bfloat16 (the vision transformer), on a CPU, 0.969 of its 192 ids stay the same, and 0.964 of
+    2,048 ids of noise images.
     """
 
     Config = Seed2Config
@@ -128,9 +129,12 @@ class Seed2(ImageTokenizer[Seed2Config, Seed2Arch]):
         """What a reader of the tokens must know."""
         return {**super().metadata(), "causal": True}
 
+    def check_extras(self) -> None:
+        """Import the library of the vision transformer."""
+        import_extra("transformers", extra=self.extra, where=self.config.name)
+
     def encoder_net(self) -> Any:
         """Build the encoder."""
-        import_extra("transformers", extra=self.extra, where=self.config.name)
         from operators.image_tokenizers.nn.seed2_net import Seed2Encoder
 
         return Seed2Encoder(self.arch)
