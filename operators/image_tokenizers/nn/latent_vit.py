@@ -4,28 +4,13 @@ Shapes: B batch, T tokens, W width, H heads, g patches along a side, P = g * g p
 C channels of a latent.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
+from operators.image_tokenizers.nn.latent_vit_arch import ViTSize
+
 _MLP_RATIO = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ViTSize:
-    """Sizes of a trunk.
-
-    Attributes:
-        width: W.
-        layers: Blocks.
-        heads: H, divides ``width``.
-    """
-
-    width: int
-    layers: int
-    heads: int
 
 
 class LatentEncoder(nn.Module):  # type: ignore[misc]
@@ -125,18 +110,14 @@ class LatentDecoder(nn.Module):  # type: ignore[misc]
             context_BTW: More tokens to look at, after the latents.
         """
         embedded_BLW = self.decoder_embed(latents_BLC)
-        embedded_BLW = (
-            embedded_BLW + self.latent_token_positional_embedding[: latents_BLC.shape[1]]
-        )
+        embedded_BLW = embedded_BLW + self.latent_token_positional_embedding[: latents_BLC.shape[1]]
         blank_PW = self.mask_token[0].expand(self.grid**2, -1)
         fixed_TW = torch.cat([self.class_embedding, blank_PW]) + self.positional_embedding
         tokens = [_rows(fixed_TW, embedded_BLW), embedded_BLW]
         if context_BTW is not None:
             tokens.append(context_BTW)
         patches = slice(1, 1 + self.grid**2)
-        drawn_BPW = self.ln_post(
-            self.transformer(self.ln_pre(torch.cat(tokens, dim=1)), patches)
-        )
+        drawn_BPW = self.ln_post(self.transformer(self.ln_pre(torch.cat(tokens, dim=1)), patches))
         return drawn_BPW.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
 
@@ -189,7 +170,9 @@ class Attention(nn.Module):  # type: ignore[misc]
             weights, biases = self.in_proj_weight.split(split), self.in_proj_bias.split(split)
             query = F.linear(x_BTW[:, wanted], weights[0], biases[0])
             key, value = F.linear(x_BTW, weights[1], biases[1]).chunk(2, -1)
-        heads = (part.unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in (query, key, value))
+        heads = (
+            part.unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )
         seen_BHtd = F.scaled_dot_product_attention(*heads)
         return self.out_proj(seen_BHtd.transpose(1, 2).flatten(2))
 
