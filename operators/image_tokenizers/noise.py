@@ -25,7 +25,11 @@ def normal(seed: int, purpose: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def normal_of_keys(
-    seed: int, keys: "pa.Array | Sequence[str]", shape: Sequence[int], device: "torch.device | str"
+    seed: int,
+    keys: "pa.Array | Sequence[str]",
+    shape: Sequence[int],
+    device: "torch.device | str",
+    view: int = 0,
 ) -> "torch.Tensor":
     """Return the noise that each sample's posterior is sampled with, float32 [N, *shape].
 
@@ -34,9 +38,11 @@ def normal_of_keys(
         keys: Of the samples.
         shape: Per sample.
         device: Where the result is wanted.
+        view: Which of a sample's views; each has noise of its own.
     """
     import torch
 
     names = keys if isinstance(keys, Sequence) else keys.to_pylist()
-    rows = [normal(seed, f"posterior/{name}", shape) for name in names]
+    of_view = f"\0{view}" if view else ""  # no key has a NUL
+    rows = [normal(seed, f"posterior/{name}{of_view}", shape) for name in names]
     return torch.from_numpy(np.stack(rows)).to(device)
