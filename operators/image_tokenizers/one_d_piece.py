@@ -63,7 +63,8 @@ class OneDPiece(TiTokFamily[OneDPieceConfig]):
 
     Checked against the authors' code on a small model with random weights: ids identical, alone
     and in batches; latents, and images decoded from 1, 2, 5, 16 and all 32 of its tokens, to 1e-4.
-    At bfloat16, on a CPU, BF16.
+    At bfloat16, on a CPU, 0.938 of its 192 ids stay the same, and 0.965 of 2,048 ids of noise
+    images.
     """
 
     Config = OneDPieceConfig

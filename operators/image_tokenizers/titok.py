@@ -125,7 +125,10 @@ class TiTok(TiTokFamily[TiTokConfig]):
 
     Checked against the authors' code on small models with random weights, a legacy, a later and a
     continuous one: ids identical, alone and in batches; latents, samples of given noise, and
-    decoded images to 1e-4 (text-aware decoders: AGREE_TEXT). At bfloat16, on a CPU, BF16.
+    decoded images to 1e-4 (a text-aware decoder was compared once, to 1e-6). At bfloat16, on a
+    CPU, 0.938 of 96 ids of the legacy model and 0.958 of 72 of the later one stay the same, 0.951
+    and 0.969 of some 1,000 ids of noise images; continuous latents move by 0.024 of their root
+    mean square.
     """
 
     Config = TiTokConfig
@@ -216,10 +219,8 @@ class TiTok(TiTokFamily[TiTokConfig]):
         if not self.samples_posterior:
             found: torch.Tensor = posterior.mode(latents)
             return found
-        keys = batch["key"].to_pylist()
-        names = keys if self._views is None else [f"{key}/{view}" for key in keys]
         shape = (self.arch.num_latents, self.arch.channels)
-        noise = normal_of_keys(self.config.seed, names, shape, latents.device)
+        noise = normal_of_keys(self.config.seed, batch["key"], shape, latents.device, view=view)
         drawn: torch.Tensor = posterior.sample(latents, noise)
         return drawn
 

@@ -30,3 +30,16 @@ MODELS = tuple(
         ("one_d_piece", "one_d_piece"),
     )
 )
+
+
+def text_aware(model: GoldenModel) -> dict[str, torch.Tensor]:
+    """Return the model's weights with what TA-TiTok adds to them."""
+    width = model.tensors("weights")["decoder.mask_token"].shape[-1]
+    random = torch.Generator().manual_seed(0)
+    return {
+        **model.tensors("weights"),
+        "decoder.text_guidance_proj.weight": torch.randn(width, 768, generator=random) / 28,
+        "decoder.text_guidance_proj.bias": torch.randn(width, generator=random),
+        "decoder.text_guidance_positional_embedding": torch.randn(77, width, generator=random),
+        "quantize.embed_prob": torch.zeros(128),
+    }
