@@ -443,15 +443,20 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         """
         import torch
 
-        tokens = np.asarray(batch["tokens"])
-        self._check_ids(tokens)
-        flat = torch.from_numpy(tokens.astype(np.int64))
-        if self._views is not None:
-            flat = flat.flatten(0, 1)
+        codes = self.codes_of(batch)
+        flat = codes if self._views is None else codes.flatten(0, 1)
         images = [self.decode_tokens(rows).cpu() for rows in flat.split(_DECODE_ROWS)]
         pixels = self.unprepare(torch.cat(images))
-        shape = (*tokens.shape[: 1 if self._views is None else 2], *pixels.shape[1:])
+        shape = (*codes.shape[: 1 if self._views is None else 2], *pixels.shape[1:])
         return {self.input_field: pixels.reshape(shape).contiguous().numpy()}
+
+    def codes_of(self, batch: Batch) -> "torch.Tensor":
+        """Return the stored codes of a batch as ``decode_tokens`` takes them: checked int64 ids."""
+        import torch
+
+        tokens = np.asarray(batch["tokens"])
+        self._check_ids(tokens)
+        return torch.from_numpy(tokens.astype(np.int64))
 
     def decode_tokens(self, ids: "torch.Tensor") -> "torch.Tensor":
         """Return images float32 [B, 3, H, W], in the model's range, of integer ids [B, T(, S)]."""

@@ -48,6 +48,11 @@ def test_load_fills_every_parameter_in_its_dtype(tmp_path: Path) -> None:
     assert torch.equal(module.weight, GOOD["weight"])
 
 
+def test_names_of_what_is_stored(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    assert checkpoint(tmp_path).names() == ("bias", "weight")
+
+
 def test_load_leaves_other_parts_and_names_those_of_training(tmp_path: Path) -> None:
     extra = {"head.x": torch.ones(1), "decoder.x": torch.ones(1), "head.a": torch.ones(1)}
     write(tmp_path, {**GOOD, **extra})

@@ -62,6 +62,27 @@ class CNNArch:
         return self.width * self.mult[level]
 
 
+def maskgit_cnn(
+    width: int = 128,
+    mult: tuple[int, ...] = (1, 1, 2, 2, 4),
+    num_blocks: int = 2,
+    z_channels: int = 256,
+) -> CNNArch:
+    """Return MaskGIT's autoencoder: pooling, no attention, no biases, a quirk in the shortcut."""
+    return CNNArch(
+        width=width,
+        mult=mult,
+        num_blocks=num_blocks,
+        num_decoder_blocks=num_blocks,
+        z_channels=z_channels,
+        mid="blocks",
+        biases=False,
+        downsample="pool",
+        head_kernel=1,
+        shortcut_of_branch=True,
+    )
+
+
 NameRule = Callable[[str], str]
 
 
