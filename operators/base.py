@@ -173,8 +173,9 @@ class _Step(ABC, Generic[ConfigT]):
         self.config = config
 
     def bind(self, fields: Mapping[str, FieldSpec]) -> None:
-        """Take note of what the job gives, for steps that follow it: called once, on the driver
-        and in every worker, before ``inputs`` and ``outputs`` are taken to be final.
+        """Take note of what the job gives, for steps whose outputs follow it.
+
+        Called once, on the driver and in every worker, before ``inputs`` and ``outputs`` count.
 
         Args:
             fields: Those of ``inputs`` that are there, by the operator's own names.

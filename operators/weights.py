@@ -139,6 +139,7 @@ class Checkpoint:
         other_parts: Sequence[str] = (),
         training_only: Sequence[str] = (),
         stored_name: Callable[[str], str] = str,
+        ema_prefix: str | None = None,
     ) -> tuple[str, ...]:
         """Fill every parameter of ``module`` with the stored tensor of the same name.
 
@@ -151,6 +152,8 @@ class Checkpoint:
             training_only: Name prefixes of parts that play no role after training.
             stored_name: What the file calls a parameter of ``module``; the other two arguments,
                 and errors, say names as the file does.
+            ema_prefix: Where the file has tensors of this prefix, they are a moving average of the
+                others, called the same but without dots, and are taken in their place.
 
         Returns:
             Names of the ``training_only`` tensors that are there, sorted.
@@ -164,7 +167,11 @@ class Checkpoint:
         own = {stored_name(name): name for name in module.state_dict()}
         with self._open(path) as file:
             stored = {name.replace(_CHECKPOINT_WRAPPER, ""): name for name in file.names()}
-            extra = sorted(set(stored) - set(wanted))
+            averages = [name for name in stored if ema_prefix and name.startswith(ema_prefix)]
+            for name in set(wanted) & set(stored) if averages else ():
+                average = f"{ema_prefix}{name.replace('.', '')}"
+                stored[name] = stored.get(average, stored[name])  # buffers have none
+            extra = sorted(set(stored) - set(wanted) - set(averages))
             unknown = [name for name in extra if not name.startswith(tuple(other_parts))]
             unused = [name for name in unknown if name.startswith(tuple(training_only))]
             shapes = {

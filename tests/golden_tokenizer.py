@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from operators import registry
+from operators.base import FieldSpec
 from operators.image_tokenizers.base import ImageTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -87,17 +88,20 @@ class GoldenModel:
         return str(folder)
 
     def build(self, weights: str, **options: Any) -> ImageTokenizer[Any, Any]:
-        """Return the operator on a CPU; ``setup`` is not called."""
+        """Return the operator on a CPU, bound to the golden images; ``setup`` is not called."""
         settings = {"name": self.operator, "weights": weights, "device": "cpu"}
         config: Any = registry.get(self.operator).Config
         op = registry.build(config.model_validate({**settings, **self.options, **options}))
         assert isinstance(op, ImageTokenizer)
+        sides = self.images(self.tensors("inputs")["images"]).shape[2:]
+        op.bind({"image": FieldSpec("uint8", (*sides, 3))})
         return op
 
     def pixels(self, op: ImageTokenizer[Any, Any]) -> np.ndarray:
         """Return the golden images as bytes [B, H, W, 3]: what a job gives the operator."""
         images = op.normalization.bytes_of(self.images(self.tensors("inputs")["images"]))
-        return images.permute(0, 2, 3, 1).contiguous().numpy()
+        found: np.ndarray = images.permute(0, 2, 3, 1).contiguous().numpy()
+        return found
 
 
 @cache

@@ -86,7 +86,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """How bytes become the numbers that a model reads: ``(byte / 255 - mean) / std``, by channel."""
+    """How bytes become the numbers that a model reads: ``(byte / 255 - mean) / std``."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -154,13 +154,14 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     """Image operators that prepare images as the authors do; ``size`` is the model's side."""
 
     extra: ClassVar[str] = "vision"
-    weight_file: ClassVar[str] = WEIGHT_FILE
-    config_file: ClassVar[str | None] = CONFIG_FILE
+    config_file: ClassVar[str] = CONFIG_FILE
     tensors_under: ClassVar[tuple[str, ...]] = ()
     """Keys under which a pickle may hold the tensors."""
     encoder_ignores: ClassVar[tuple[str, ...]] = ("decoder.",)
     """Prefixes of stored tensors that only the decoder needs."""
     decoder_ignores: ClassVar[tuple[str, ...]] = ("encoder.",)
+    ema_prefix: ClassVar[str | None] = None
+    """Before the names, without their dots, of a moving average that is read where it is stored."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Prefixes of stored tensors that play no role after training."""
     channels_last: ClassVar[bool] = False
@@ -204,8 +205,9 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     @property
     @abstractmethod
     def image_sides(self) -> tuple[int, int]:
-        """Height and width of the images, pixels. ``given_sides`` are those of the job's images,
-        for models that take several.
+        """Height and width of the images, pixels.
+
+        Models that take several follow ``given_sides``, those of the job's images.
         """
 
     @abstractmethod
@@ -222,6 +224,11 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             f"{self.config.name}: its tokens cannot be turned back into images",
             hint="it has no decoder here; see `pipeline operators` for those that do",
         )
+
+    @property
+    def weight_file(self) -> str:
+        """Name of the weights in a folder or repository."""
+        return WEIGHT_FILE
 
     def stored_name(self, name: str) -> str:
         """Return what the published files call a parameter of the nets."""
@@ -276,12 +283,35 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         Raises:
             SetupError: the checkpoint's configuration is missing or of another model.
         """
-        weights, model = self._weights, getattr(self.config, "model", None)
+        weights = self._weights
         if isinstance(weights, RandomWeights):
             return self.published_arch(weights.size)
-        if model is not None:
-            return self.published_arch(model)
+        if self.model is not None:
+            return self.published_arch(self.model)
         return self.arch_of_config(self._checkpoint.config(), f"{self.config.name}: {weights}")
+
+    @cached_property
+    def model(self) -> str | None:
+        """The published model whose sizes the weights have; None where their config.json says.
+
+        For families whose checkpoints have no configuration: the job's ``model``, or the only one
+        that is published under the hub id.
+
+        Raises:
+            ContractError: several are published under it, and the job does not say which.
+        """
+        if "model" not in type(self.config).model_fields:
+            return None
+        named: str | None = self.config.model  # type: ignore[attr-defined]
+        sizes = [each.size for each in self.published if each.weights == self._weights]
+        if named is not None or not sizes:
+            return named
+        if len(sizes) > 1:
+            raise ContractError(
+                f"{self.config.name}: {len(sizes)} models are published as {self._weights}",
+                hint=f"set `model` to one of {', '.join(sizes)}",
+            )
+        return sizes[0]
 
     def setup(self, device: str) -> None:
         """Load the encoder; the decoder's weights are not read."""
@@ -459,7 +489,6 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     def _checkpoint(self) -> Checkpoint:
         weights = self._weights
         assert isinstance(weights, str)
-        reads_config = getattr(self.config, "model", None) is None
         return Checkpoint(
             weights,
             revision=self.config.revision,
@@ -467,7 +496,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             where=self.config.name,
             extra=self.extra,
             weight_file=self.weight_file,
-            config_file=self.config_file if reads_config else None,
+            config_file=self.config_file if self.model is None else None,
             under=self.tensors_under,
         )
 
@@ -485,6 +514,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
                 other_parts=ignores,
                 training_only=self.training_only,
                 stored_name=self.stored_name,
+                ema_prefix=self.ema_prefix,
             )
             if unused:
                 _LOG.info(
