@@ -251,4 +251,4 @@ def _middle(arch: CNNArch, channels: int) -> nn.ModuleList:
 
     if arch.mid == "attention":
         return nn.ModuleList([block(), GridAttention(channels), block()])
-    return nn.ModuleList(block() for _ in range(arch.num_blocks))
+    return nn.ModuleList(block() for _ in range(2 if arch.mid == "pair" else arch.num_blocks))
