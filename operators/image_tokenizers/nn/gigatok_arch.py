@@ -1,13 +1,14 @@
-"""Sizes of a GigaTok model: of the published ones, or read from the authors' configuration."""
+"""Sizes of a GigaTok model: of the authors' configurations, or read from one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from operators.errors import SetupError
+from operators.image_tokenizers.nn.cnn_arch import CNNArch
+from operators.image_tokenizers.published_config import ConfigSection, read_config
 
-FLAT, GRID = "VQVitModelPlus", "VQVitModel2DPlus"
-PLAIN_LAYER, QUERY_LAYER = "TransformerLayer", "TransformerDecoderLayer"
+Layer = Literal["TransformerLayer", "TransformerDecoderLayer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class TransformerArch:
     heads: int
 
 
-SIZES = {
+SIZES: Mapping[str, TransformerArch] = {
     "tiny": TransformerArch(256, 4, 4),
     "small": TransformerArch(512, 6, 8),
     "base": TransformerArch(768, 12, 12),
@@ -44,42 +45,28 @@ class GigaTokArch:
         encoder: Transformer between the convolutional encoder and the codebook.
         decoder: Transformer between the codebook and the convolutional decoder.
         num_latents: Tokens of a 1D model; None for a 2D one, whose tokens are the grid.
-        layer: Kind of a 2D model's layers, ``PLAIN_LAYER`` or ``QUERY_LAYER``.
-        encoder_mult: Widths of the convolutional encoder's levels, in ``channels``.
-        decoder_mult: The same of the decoder, from fine to coarse.
-        channels: Width of the finest level.
-        num_res_blocks: Residual blocks of a level of the encoder; the decoder has one more.
-        z_channels: Channels between convolutions and transformers.
-        codebook_size: Ids.
-        codebook_dim: Width of an entry.
-        unit_codes: Entries and latents are compared at length 1.
-        attention: The coarsest levels and the middle of the convolutional nets attend.
-        adaptive_norm: The decoder's levels are scaled by statistics of its input.
-        depth_to_space: The decoder upsamples by depth to space, not by repeating.
+        layer: The authors' name of the layers' kind.
+        cnn: The convolutional encoder and decoder.
+        codebook_size: K.
+        code_dim: Width of a codebook entry.
+        unit_codes: Entries and latents are brought to length 1.
         image_side: Of the images, pixels.
     """
 
     encoder: TransformerArch
     decoder: TransformerArch
     num_latents: int | None = 256
-    layer: str = QUERY_LAYER
-    encoder_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    decoder_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    channels: int = 128
-    num_res_blocks: int = 2
-    z_channels: int = 256
+    layer: Layer = "TransformerDecoderLayer"
+    cnn: CNNArch = CNNArch(mid="pair", upsample="depth_to_space", adaptive=True)
     codebook_size: int = 16_384
-    codebook_dim: int = 8
+    code_dim: int = 8
     unit_codes: bool = True
-    attention: bool = False
-    adaptive_norm: bool = True
-    depth_to_space: bool = True
     image_side: int = 256
 
     @property
     def grid(self) -> int:
         """Side of the map between convolutions and transformers."""
-        return self.image_side // int(2 ** (len(self.encoder_mult) - 1))
+        return self.image_side // self.cnn.downsampling
 
     @property
     def num_tokens(self) -> int:
@@ -89,55 +76,37 @@ class GigaTokArch:
 
 _SMALL, _BASE, _LARGE = (SIZES[size] for size in ("small", "base", "large"))
 
-PUBLISHED = {
+NAMED: Mapping[str, GigaTokArch] = {
     "VQ_SS256_e100": GigaTokArch(_SMALL, _SMALL),
     "VQ_SB256_e200": GigaTokArch(_SMALL, _BASE),
     "VQ_BL256_e200": GigaTokArch(_BASE, _LARGE),
     "VQ_BL256_dino_disc": GigaTokArch(_BASE, _LARGE),
     "VQ_XLXXL256_e300": GigaTokArch(SIZES["xl"], SIZES["xxl"]),
-    "VQ_SS256_2d": GigaTokArch(_SMALL, _SMALL, num_latents=None, layer=QUERY_LAYER),
-    "VQ_SB256_2d": GigaTokArch(_SMALL, _BASE, num_latents=None, layer=PLAIN_LAYER),
-    "VQ_BL256_2d": GigaTokArch(_BASE, _LARGE, num_latents=None, layer=PLAIN_LAYER),
+    "VQ_SS256_2d": GigaTokArch(_SMALL, _SMALL, None),
+    "VQ_SB256_2d": GigaTokArch(_SMALL, _BASE, None, "TransformerLayer"),
+    "VQ_BL256_2d": GigaTokArch(_BASE, _LARGE, None, "TransformerLayer"),
 }
-"""By the name of the weight file; the 2D ones by the name of the authors' configuration."""
+"""By the name of the weight file; 2D models by that of the authors' configuration."""
 
-# What the authors' code takes where a configuration says nothing.
-_DEFAULTS: Mapping[str, Any] = {
-    "codebook_size": 16_384,
-    "codebook_embed_dim": 8,
-    "codebook_l2_norm": True,
-    "encoder_ch_mult": [1, 1, 2, 2, 4],
-    "decoder_ch_mult": [1, 1, 2, 2, 4],
-    "model_size": "small",
-    "encoder_size": None,
-    "decoder_size": None,
-    "z_channels": 256,
-    "num_latent_tokens": 256,
-    "transformer_layer_type": QUERY_LAYER,
-    "adaptive_gn": False,
-    "d2s_up": False,
-    "use_attn": True,
-}
-# What these nets do; everything else is refused.
-_REQUIRED: Mapping[str, tuple[Any, ...]] = {
-    "use_lfq": (False,),
-    "stochastic": (False,),
-    "simvq": (False,),
-    "with_prior_model": (False,),
-    "use_rope": (False,),
-    "rope_1d": (False,),
-    "rope_2d": (False,),
-    "use_qk_norm": (False,),
-    "use_flash_attn": (False,),
-    "learnable_1d_query_init": (False,),
-    "last_level_2d_query_init": (False,),
-    "multi_level_2d_query_init": (False,),
-    "learnable_2d_query_init": (False,),
-    "res_up_down_sample": (False,),
-    "res_codebook_updown_sample": (False,),
-    "downsample_improve": (False,),
-    "transformer_layer_type": (PLAIN_LAYER, QUERY_LAYER),
-}
+_UNSUPPORTED = (
+    "use_lfq",
+    "stochastic",
+    "simvq",
+    "with_prior_model",
+    "use_rope",
+    "rope_1d",
+    "rope_2d",
+    "use_qk_norm",
+    "use_flash_attn",
+    "learnable_1d_query_init",
+    "last_level_2d_query_init",
+    "multi_level_2d_query_init",
+    "learnable_2d_query_init",
+    "res_up_down_sample",
+    "res_codebook_updown_sample",
+    "downsample_improve",
+)
+"""Switches of the authors' code that no published model turns on."""
 
 
 def arch_of_config(config: Mapping[str, Any], where: str) -> GigaTokArch:
@@ -155,70 +124,67 @@ def arch_of_config(config: Mapping[str, Any], where: str) -> GigaTokArch:
     Raises:
         SetupError: it is of another model, or asks for what these nets do not do.
     """
-    model = config.get("model")
-    if not isinstance(model, Mapping) or not isinstance(model.get("init_args"), Mapping):
+    top = read_config(config, where)
+    model = top.section("model")
+    flat = model.expect("model_cls", "VQVitModelPlus", "VQVitModel2DPlus") == "VQVitModelPlus"
+    args = model.section("init_args")
+    for name in _UNSUPPORTED:
+        args.expect(name, False)
+    if flat and not args.get("multi_level_query_init", False):
         raise SetupError(
-            f"{where}: the configuration has no model.init_args",
-            hint="config.json is the authors' configs/vq/*.yaml as JSON; for a published model "
-            f"name it instead, as `model`: {', '.join(PUBLISHED)}",
+            f"{where}: model.init_args.multi_level_query_init is false, supported: true"
         )
-    kind, given = model.get("model_cls"), model["init_args"]
-
-    def supported(name: str, found: Any, known: tuple[Any, ...]) -> Any:
-        if found not in known:
-            raise SetupError(
-                f"{where}: {name} is {found!r}, supported: {' or '.join(map(repr, known))}"
-            )
-        return found
-
-    supported("model.model_cls", kind, (FLAT, GRID))
-    for name, known in _REQUIRED.items():
-        if given.get(name) is not None:
-            supported(name, given[name], known)
-    if kind == FLAT:
-        supported("multi_level_query_init", given.get("multi_level_query_init", False), (True,))
-    args = {**_DEFAULTS, **given}
-    table = {
-        **SIZES,
-        **{name: TransformerArch(**sizes) for name, sizes in config.get("size_table", {}).items()},
-    }
-
-    def transformer(side: str) -> TransformerArch:
-        name = args[f"{side}_size"] or args["model_size"]
-        return table[supported(f"{side}_size", name, tuple(table))]
-
-    convolutional = config.get("encoder_decoder", {})
+    # Where an entry is absent, the authors' code has these values.
+    layer: Layer = "TransformerDecoderLayer"
+    if not flat:
+        layer = args.expect("transformer_layer_type", layer, "TransformerLayer")
     arch = GigaTokArch(
-        encoder=transformer("encoder"),
-        decoder=transformer("decoder"),
-        num_latents=int(args["num_latent_tokens"]) if kind == FLAT else None,
-        layer=args["transformer_layer_type"] if kind == GRID else QUERY_LAYER,
-        encoder_mult=tuple(args["encoder_ch_mult"]),
-        decoder_mult=tuple(args["decoder_ch_mult"]),
-        channels=int(convolutional.get("ch", 128)),
-        num_res_blocks=int(convolutional.get("num_res_blocks", 2)),
-        z_channels=int(args["z_channels"]),
-        codebook_size=int(args["codebook_size"]),
-        codebook_dim=int(args["codebook_embed_dim"]),
-        unit_codes=bool(args["codebook_l2_norm"]),
-        attention=bool(args["use_attn"]),
-        adaptive_norm=bool(args["adaptive_gn"]),
-        depth_to_space=bool(args["d2s_up"]),
-        image_side=int(config.get("image_size", 256)),
+        encoder=_transformer(args, top, "encoder_size"),
+        decoder=_transformer(args, top, "decoder_size"),
+        num_latents=args.integer("num_latent_tokens", 256) if flat else None,
+        layer=layer,
+        cnn=_cnn(args, top.section("encoder_decoder", {})),
+        codebook_size=args.integer("codebook_size", 16_384),
+        code_dim=args.integer("codebook_embed_dim", 8),
+        unit_codes=args.expect("codebook_l2_norm", True, False),
+        image_side=top.integer("image_size", 256),
     )
-    _check_fit(arch, where)
+    _check_pools(arch, where)
     return arch
 
 
-def _check_fit(arch: GigaTokArch, where: str) -> None:
-    if len(arch.encoder_mult) != len(arch.decoder_mult):
+def _transformer(args: ConfigSection, top: ConfigSection, name: str) -> TransformerArch:
+    size = str(args.get(name, args.get("model_size", "small")))
+    if size in SIZES:
+        return SIZES[size]
+    sizes = top.section("size_table", {}).section(size)
+    return TransformerArch(*(sizes.integer(each) for each in ("width", "layers", "heads")))
+
+
+def _cnn(args: ConfigSection, convolutions: ConfigSection) -> CNNArch:
+    mult = args.integers("encoder_ch_mult", (1, 1, 2, 2, 4))
+    args.expect("decoder_ch_mult", list(mult))
+    attends = args.expect("use_attn", True, False)
+    num_blocks = convolutions.integer("num_res_blocks", 2)
+    return CNNArch(
+        width=convolutions.integer("ch", 128),
+        mult=mult,
+        num_blocks=num_blocks,
+        num_decoder_blocks=num_blocks + 1,
+        z_channels=args.integer("z_channels", 256),
+        attention_levels=(len(mult) - 1,) if attends else (),
+        mid="attention" if attends else "pair",
+        upsample="depth_to_space" if args.expect("d2s_up", False, True) else "nearest",
+        adaptive=args.expect("adaptive_gn", False, True),
+    )
+
+
+def _check_pools(arch: GigaTokArch, where: str) -> None:
+    """Latents start from pools of the map; see ``gigatok_net.pools``."""
+    levels = range(2 * arch.grid.bit_length() - 1)
+    fitting = [2**level for level in levels if arch.grid % 2 ** (level // 2) == 0]
+    if arch.num_latents not in (None, *fitting):
         raise SetupError(
-            f"{where}: encoder_ch_mult has {len(arch.encoder_mult)} levels and decoder_ch_mult "
-            f"{len(arch.decoder_mult)}, expected as many"
-        )
-    fits = [2**level for level in range(2 * arch.grid.bit_length() - 1) if arch.grid % 2 ** (level // 2) == 0]
-    if arch.num_latents is not None and arch.num_latents not in fits:
-        raise SetupError(
-            f"{where}: num_latent_tokens is {arch.num_latents}, but pools of a map of "
-            f"{arch.grid} x {arch.grid} give {', '.join(map(str, fits))}"
+            f"{where}: num_latent_tokens is {arch.num_latents}, expected one of "
+            f"{', '.join(map(str, fitting))} for a map of {arch.grid} x {arch.grid}"
         )

@@ -10,8 +10,55 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from operators.image_tokenizers.nn.gigatok_arch import PLAIN_LAYER, GigaTokArch, TransformerArch
-from operators.image_tokenizers.quantize.vq import VQ
+from operators.image_tokenizers.nn.cnn import CNNDecoder, CNNEncoder
+from operators.image_tokenizers.nn.gigatok_arch import GigaTokArch, TransformerArch
+from operators.image_tokenizers.quantize.vq import VQ, Metric
+
+
+class GigaTokEncoder(nn.Module):  # type: ignore[misc]
+    """Images to latents, and the quantizer they go to."""
+
+    def __init__(self, arch: GigaTokArch) -> None:
+        super().__init__()
+        self.encoder = CNNEncoder(arch.cnn)
+        if arch.num_latents is None:
+            self.s2dencoder = GridEncoder(arch)
+        else:
+            self.s2to1encoder = LatentEncoder(arch)
+        self.quant_conv = nn.Conv2d(arch.cnn.z_channels, arch.code_dim, 1)
+        self.quantize = _quantizer(arch)
+        self._is_grid = arch.num_latents is None
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return latents [B, T, E]."""
+        map_BPC = self.encoder(images_BCHW).flatten(2).transpose(1, 2)
+        transformer = self.s2dencoder if self._is_grid else self.s2to1encoder
+        return pointwise(self.quant_conv, transformer(map_BPC))
+
+
+class GigaTokDecoder(nn.Module):  # type: ignore[misc]
+    """Ids to images."""
+
+    def __init__(self, arch: GigaTokArch) -> None:
+        super().__init__()
+        self.quantize = _quantizer(arch)
+        self.post_quant_conv = nn.Conv2d(arch.code_dim, arch.cnn.z_channels, 1)
+        if arch.num_latents is None:
+            self.s2ddecoder = GridDecoder(arch)
+        else:
+            self.s1to2decoder = LatentDecoder(arch)
+        self.decoder = CNNDecoder(arch.cnn)
+        self._is_grid = arch.num_latents is None
+
+    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Return images [B, 3, H, W]."""
+        return self.decoder(self.map_of(ids_BT))
+
+    def map_of(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Return the map [B, C, h, w] that the convolutions draw."""
+        latents_BTC = pointwise(self.post_quant_conv, self.quantize.decode(ids_BT))
+        found: torch.Tensor = (self.s2ddecoder if self._is_grid else self.s1to2decoder)(latents_BTC)
+        return found
 
 
 class Attention(nn.Module):  # type: ignore[misc]
@@ -98,7 +145,7 @@ class _Trunk(nn.Module):  # type: ignore[misc]
         self, arch: GigaTokArch, size: TransformerArch, layer: type[nn.Module], conv_out: nn.Module
     ) -> None:
         super().__init__()
-        self.ln_pre = nn.LayerNorm(arch.z_channels)
+        self.ln_pre = nn.LayerNorm(arch.cnn.z_channels)
         self.positional_embedding = _table(arch.grid**2, size.width)
         self.transformer = nn.ModuleList(layer(size.width, size.heads) for _ in range(size.layers))
         self.ln_post = nn.LayerNorm(size.width)
@@ -124,7 +171,7 @@ class _Trunk(nn.Module):  # type: ignore[misc]
 
     def _to_map(self, x_BPD: torch.Tensor) -> torch.Tensor:
         map_BDhw = self.ln_post(x_BPD).transpose(1, 2).unflatten(2, (self._grid, self._grid))
-        return self.conv_out(map_BDhw)
+        return self.conv_out(map_BDhw.contiguous())
 
 
 class LatentEncoder(_Trunk):
@@ -132,8 +179,8 @@ class LatentEncoder(_Trunk):
 
     def __init__(self, arch: GigaTokArch) -> None:
         width = arch.encoder.width
-        super().__init__(arch, arch.encoder, QueryLayer, nn.Conv2d(width, arch.z_channels, 1))
-        self.encoder_embed = nn.Linear(arch.z_channels, width)
+        super().__init__(arch, arch.encoder, QueryLayer, nn.Conv2d(width, arch.cnn.z_channels, 1))
+        self.encoder_embed = nn.Linear(arch.cnn.z_channels, width)
         self.latent_token_positional_embedding = _table(arch.num_tokens, width)
         self.global_proj = nn.Linear(width, width)
 
@@ -154,9 +201,9 @@ class LatentDecoder(_Trunk):
 
     def __init__(self, arch: GigaTokArch) -> None:
         width = arch.decoder.width
-        conv_out = nn.Conv2d(width, arch.z_channels, 3, padding=1)
+        conv_out = nn.Conv2d(width, arch.cnn.z_channels, 3, padding=1)
         super().__init__(arch, arch.decoder, QueryLayer, conv_out)
-        self.decoder_embed = nn.Linear(arch.z_channels, width)
+        self.decoder_embed = nn.Linear(arch.cnn.z_channels, width)
         self.latent_token_positional_embedding = _table(arch.num_tokens, width)
 
     def forward(self, latents_BLC: torch.Tensor) -> torch.Tensor:
@@ -174,9 +221,9 @@ class GridEncoder(_Trunk):
 
     def __init__(self, arch: GigaTokArch) -> None:
         width = arch.encoder.width
-        conv_out = nn.Conv2d(width, arch.z_channels, 1)
+        conv_out = nn.Conv2d(width, arch.cnn.z_channels, 1)
         super().__init__(arch, arch.encoder, _grid_layer(arch), conv_out)
-        self.encoder_embed = nn.Linear(arch.z_channels, width)
+        self.encoder_embed = nn.Linear(arch.cnn.z_channels, width)
 
     def forward(self, map_BPC: torch.Tensor) -> torch.Tensor:
         """Return latents [B, P, C]."""
@@ -188,9 +235,9 @@ class GridDecoder(_Trunk):
 
     def __init__(self, arch: GigaTokArch) -> None:
         width = arch.decoder.width
-        conv_out = nn.Conv2d(width, arch.z_channels, 3, padding=1)
+        conv_out = nn.Conv2d(width, arch.cnn.z_channels, 3, padding=1)
         super().__init__(arch, arch.decoder, _grid_layer(arch), conv_out)
-        self.decoder_embed = nn.Linear(arch.z_channels, width)
+        self.decoder_embed = nn.Linear(arch.cnn.z_channels, width)
 
     def forward(self, latents_BPC: torch.Tensor) -> torch.Tensor:
         """Return a map [B, C, h, w]."""
@@ -220,8 +267,13 @@ def pointwise(conv: nn.Conv2d, rows_BTC: torch.Tensor) -> torch.Tensor:
     return F.linear(rows_BTC, conv.weight.flatten(1), conv.bias)
 
 
+def _quantizer(arch: GigaTokArch) -> VQ:
+    metric: Metric = "cosine" if arch.unit_codes else "euclidean"
+    return VQ(arch.codebook_size, arch.code_dim, metric=metric, normalized=arch.unit_codes)
+
+
 def _grid_layer(arch: GigaTokArch) -> type[nn.Module]:
-    return PlainLayer if arch.layer == PLAIN_LAYER else QueryLayer
+    return PlainLayer if arch.layer == "TransformerLayer" else QueryLayer
 
 
 def _table(num: int, width: int) -> nn.Parameter:
