@@ -83,8 +83,8 @@ class IBQ(GridTokenizer[IBQConfig, IBQArch]):
     images do not.
 
     Checked against the authors' code on a small model with random weights: ids identical, alone
-    and in batches; latents and decoded images to 1e-4. ``min_agreement`` of bfloat16 is the share
-    of ids that stay the same there.
+    and in batches; latents and decoded images to 1e-4. At bfloat16, on a CPU,
+    0.979 of its 384 ids stay the same, and 0.978 of 2,048 ids of noise images.
     """
 
     Config = IBQConfig
@@ -98,7 +98,7 @@ class IBQ(GridTokenizer[IBQConfig, IBQArch]):
         Published("TencentARC/IBQ-Tokenizer-16384-Pretrain", "pretrain256_16384", 256, 16_384),
         Published("TencentARC/IBQ-Tokenizer-262144-Pretrain", "pretrain256_262144", 256, 262_144),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.9}
+    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.95}
     normalization = SYMMETRIC
     preprocessing = ({"name": "resize", "size": 256}, {"name": "center_crop", "size": 256})
     tensors_under = ("state_dict",)

@@ -104,8 +104,9 @@ class OpenMagvit2(GridTokenizer[OpenMagvit2Config, OpenMagvit2Arch]):
     that ids of shrunk images differ from theirs, those of 256-pixel images do not.
 
     Checked against the authors' code on a small model with random weights: ids and factorized ids
-    identical, alone and in batches; latents and decoded images to 1e-4. ``min_agreement`` of
-    bfloat16 is the share of ids that stay the same there: one flipped sign is another id.
+    identical, alone and in batches; latents and decoded images to 1e-4. At bfloat16, on a CPU,
+    0.956 of its 384 ids stay the same, and 0.947 of 2,048 ids of noise images.
+    One flipped sign is another id.
     """
 
     Config = OpenMagvit2Config
@@ -125,7 +126,7 @@ class OpenMagvit2(GridTokenizer[OpenMagvit2Config, OpenMagvit2Arch]):
             "TencentARC/Open-MAGVIT2-Tokenizer-16384-Pretrain", "pretrain256_16384", 256, 16_384
         ),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.8}
+    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.92}
     normalization = SYMMETRIC
     preprocessing = ({"name": "resize", "size": 256}, {"name": "center_crop", "size": 256})
     tensors_under = ("state_dict",)
