@@ -121,7 +121,8 @@ class CNNDecoder(nn.Module):  # type: ignore[misc]
 
     def forward(self, z_BChw: torch.Tensor) -> torch.Tensor:
         """Return [B, 3, H, W]."""
-        x = self.conv_in(z_BChw)
+        # Rows of a grid come as channels last, and torch's group norm of that is inexact on a CPU.
+        x = self.conv_in(z_BChw.contiguous())
         for part in self.mid:
             x = part(x)
         for level in reversed(range(len(self.up))):
