@@ -171,7 +171,7 @@ class _Trunk(nn.Module):  # type: ignore[misc]
 
     def _to_map(self, x_BPD: torch.Tensor) -> torch.Tensor:
         map_BDhw = self.ln_post(x_BPD).transpose(1, 2).unflatten(2, (self._grid, self._grid))
-        return self.conv_out(map_BDhw.contiguous())
+        return self.conv_out(map_BDhw)
 
 
 class LatentEncoder(_Trunk):
