@@ -66,13 +66,16 @@ class GigaTok(ImageTokenizer[GigaTokConfig, GigaTokArch]):
     Published (Google Drive, github.com/SilentView/GigaTok): VQ_SS256_e100.pt, VQ_SB256_e200.pt,
     VQ_BL256_e200.pt, VQ_BL256_dino_disc.pt, VQ_XLXXL256_e300.pt, all 1D; code and weights have
     the MIT licence. Of the 2D models the authors give configurations alone. A moving average of
-    the weights is taken where the file has one, as the authors do when they evaluate. A training
-    checkpoint that holds more than tensors and plain values (its arguments) is refused: save its
-    tensors alone. The authors prepare images with ``adm_center_crop`` and bring them to [-1, 1].
+    the weights is taken where the file has one, as the authors do when they evaluate and train on
+    ids made on the fly; their script that stores ids takes the weights as trained. Pickles are
+    read as data alone. The authors prepare images with ``adm_center_crop`` and bring them to
+    [-1, 1].
 
     Checked against the authors' code on small models with random weights, 1D and both kinds of
-    2D: ids identical, alone and in batches; latents and decoded images to 1e-4. At bfloat16, on a
-    CPU, TODO
+    2D: ids identical, alone and in batches; latents to 2e-5 and decoded images to 1e-4. The
+    published files themselves were not at hand. At bfloat16, on a CPU, the least share of ids
+    that stay the same is that of the 1D model of three layers: 0.895 of 96 ids, and 0.900 of 512
+    ids of noise images.
     """
 
     Config = GigaTokConfig
@@ -85,7 +88,7 @@ class GigaTok(ImageTokenizer[GigaTokConfig, GigaTokArch]):
         Published("VQ_BL256_dino_disc.pt", "VQ_BL256_dino_disc", 256, 16_384),
         Published("VQ_XLXXL256_e300.pt", "VQ_XLXXL256_e300", 256, 16_384),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.8}
+    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.86}
     normalization = SYMMETRIC
     preprocessing = ({"name": "adm_center_crop", "size": 256},)
     tensors_under = ("ema", "model", "state_dict")

@@ -36,6 +36,8 @@ SIZES: Mapping[str, TransformerArch] = {
     "xxxl": TransformerArch(2560, 48, 40),
 }
 
+_CNN = CNNArch(mid="pair", upsample="depth_to_space", adaptive=True)
+
 
 @dataclass(frozen=True, slots=True)
 class GigaTokArch:
@@ -57,7 +59,7 @@ class GigaTokArch:
     decoder: TransformerArch
     num_latents: int | None = 256
     layer: Layer = "TransformerDecoderLayer"
-    cnn: CNNArch = CNNArch(mid="pair", upsample="depth_to_space", adaptive=True)
+    cnn: CNNArch = _CNN
     codebook_size: int = 16_384
     code_dim: int = 8
     unit_codes: bool = True
@@ -130,9 +132,9 @@ def arch_of_config(config: Mapping[str, Any], where: str) -> GigaTokArch:
     args = model.section("init_args")
     for name in _UNSUPPORTED:
         args.expect(name, False)
-    if flat and not args.get("multi_level_query_init", False):
+    if flat and args.get("multi_level_query_init", False) is not True:
         raise SetupError(
-            f"{where}: model.init_args.multi_level_query_init is false, supported: true"
+            f"{where}: model.init_args.multi_level_query_init is False, supported: True"
         )
     # Where an entry is absent, the authors' code has these values.
     layer: Layer = "TransformerDecoderLayer"

@@ -76,17 +76,16 @@ class Attention(nn.Module):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Return [B, T, D], T of the query; keys and values may be of other tokens."""
         width = self.out_proj.in_features
-        weights, biases = self.in_proj_weight.split(width), self.in_proj_bias.split(width)
-        if query_BTD is key_BTD:  # one product for both
-            both = F.linear(
-                query_BTD, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width]
-            )
-            query, key = both.chunk(2, dim=-1)
-        else:
-            query = F.linear(query_BTD, weights[0], biases[0])
-            key = F.linear(key_BTD, weights[1], biases[1])
-        value = F.linear(value_BTD, weights[2], biases[2])
-        heads_BKTd = [x.unflatten(2, (self._heads, -1)).transpose(1, 2) for x in (query, key, value)]
+        inputs = (query_BTD, key_BTD, value_BTD)
+        # Inputs that are the same share a product.
+        shared = 3 if query_BTD is key_BTD is value_BTD else 2 if query_BTD is key_BTD else 1
+        parts = (shared * width, *(width for _ in range(3 - shared)))
+        weights, biases = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
+        products = [
+            F.linear(*each) for each in zip(inputs[shared - 1 :], weights, biases, strict=True)
+        ]
+        projected = [*products[0].split(width, dim=-1), *products[1:]]
+        heads_BKTd = [x.unflatten(2, (self._heads, -1)).transpose(1, 2) for x in projected]
         out_BKTd = F.scaled_dot_product_attention(*heads_BKTd)
         return self.out_proj(out_BKTd.transpose(1, 2).flatten(2))
 
@@ -116,9 +115,7 @@ class QueryLayer(nn.Module):  # type: ignore[misc]
         normed = self.norm1(x_BTD)
         placed = normed + position_1TD
         x_BTD = x_BTD + self.self_attn(placed, placed, normed)
-        x_BTD = x_BTD + self.multihead_attn(
-            self.norm2(x_BTD) + position_1TD, keys_BSD, memory_BSD
-        )
+        x_BTD = x_BTD + self.multihead_attn(self.norm2(x_BTD) + position_1TD, keys_BSD, memory_BSD)
         return x_BTD + self.linear2(F.gelu(self.linear1(self.norm3(x_BTD))))
 
 
