@@ -21,12 +21,12 @@ from operators.image.geometry import (
     adm_geometry,
     adm_square,
     central,
-    crop_into,
     scale,
     shorter_side_to,
 )
 
 _ATTEMPTS = 10
+_MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
 _FITTED = ("center", "ten")  # kinds that bring the image to size before they cut
 
 # Option -> the kinds that it means something to; all others mean something to every kind.
@@ -266,10 +266,7 @@ class Crops(Operator[CropsConfig]):
             )
         boxes = []
         for view, (left, top, mirrored) in enumerate(self._places(*fitted.size)):
-            out_SS3 = out_VSS3[view]
-            crop_into(fitted, left, top, out_SS3)
-            if mirrored:
-                out_SS3[...] = out_SS3[:, ::-1].copy()
+            _put(fitted.crop((left, top, left + size, top + size)), mirrored, out_VSS3[view])
             first_x, width = _span(left + x, size, whole[0], image.width)
             first_y, height = _span(top + y, size, whole[1], image.height)
             boxes.append((first_x, first_y, width, height, mirrored))
@@ -291,8 +288,7 @@ class Crops(Operator[CropsConfig]):
         size = (self.config.size, self.config.size)
         for (left, top, width, height, mirrored), out_SS3 in zip(boxes, out_VSS3, strict=True):
             view = image.crop((left, top, left + width, top + height))
-            pixels = np.asarray(view if view.size == size else view.resize(size, self._filter))
-            out_SS3[...] = pixels[:, ::-1] if mirrored else pixels
+            _put(view if view.size == size else view.resize(size, self._filter), mirrored, out_SS3)
         return boxes
 
     def _draw(self, image: Image.Image, key: str) -> "_Boxes":
@@ -327,6 +323,10 @@ class Crops(Operator[CropsConfig]):
 
 
 _Boxes = Sequence[tuple[int, int, int, int, int]]
+
+
+def _put(view: Image.Image, mirrored: int, out_SS3: np.ndarray) -> None:
+    out_SS3[...] = np.asarray(view.transpose(_MIRROR) if mirrored else view)
 
 
 def _span(first: int, size: int, resized: int, side: int) -> tuple[int, int]:
