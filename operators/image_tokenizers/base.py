@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Resources, smallest_uint
-from operators.columns import check_column, num_rows
+from operators.base import (
+    Batch,
+    FieldSpec,
+    Operator,
+    OperatorConfig,
+    Ragged,
+    Resources,
+    smallest_uint,
+)
+from operators.columns import check_column, num_rows, take
 from operators.errors import ContractError, RowErrors, SampleError, SetupError
 from operators.image_tokenizers.layout import TokenLayout
 from operators.weights import CONFIG_FILE, WEIGHT_FILE, Checkpoint
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_DECODE_ROWS = 8
+DECODE_ROWS = 8
 
 SizeT = TypeVar("SizeT", bound=str)
 
@@ -102,9 +110,12 @@ class Normalization:
         """Return uint8 [B, C, H, W] of images in the model's range: rounded, clamped."""
         import torch
 
+        return (self.unit_of(images) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def unit_of(self, images: "torch.Tensor") -> "torch.Tensor":
+        """Return float32 [B, C, H, W], bytes / 255, of images in the model's range."""
         wide = images.float()
-        scaled = wide * self._row(self.std, wide) + self._row(self.mean, wide)
-        return (scaled * 255).round().clamp(0, 255).to(torch.uint8)
+        return wide * self._row(self.std, wide) + self._row(self.mean, wide)
 
     @staticmethod
     def _row(values: Sequence[float], like: "torch.Tensor") -> "torch.Tensor":
@@ -427,7 +438,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         flat = torch.from_numpy(tokens.astype(np.int64))
         if self._views is not None:
             flat = flat.flatten(0, 1)
-        images = [self.decode_tokens(rows).cpu() for rows in flat.split(_DECODE_ROWS)]
+        images = [self.decode_tokens(rows).cpu() for rows in flat.split(DECODE_ROWS)]
         pixels = self.normalization.bytes_of(torch.cat(images)).permute(0, 2, 3, 1)
         shape = (*tokens.shape[: 1 if self._views is None else 2], *pixels.shape[1:])
         return {"image": pixels.reshape(shape).contiguous().numpy()}
@@ -571,5 +582,11 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             return columns
         bad = np.flatnonzero(~finite.cpu().numpy())
         reason = f"{self.config.name}: the encoder gave NaN or infinity, expected finite latents"
-        good = {name: column[finite.to(column.device)] for name, column in columns.items()}
+        rows = np.flatnonzero(finite.cpu().numpy())
+        good = {
+            name: take(column, rows)
+            if isinstance(column, Ragged)
+            else column[finite.to(column.device)]
+            for name, column in columns.items()
+        }
         raise RowErrors({int(row): SampleError(reason) for row in bad}, good)
