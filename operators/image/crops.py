@@ -216,7 +216,7 @@ class Crops(Operator[CropsConfig]):
         """What the numbers of a box are."""
         if self.config.kind == "boxes":
             return {}
-        return {"crop_boxes": ["left", "top", "width", "height", "mirrored"]}
+        return {"crop_boxes": ["left", "top", "width", "height", "flip"]}
 
     def __call__(self, batch: Batch) -> Batch:
         """Cut every row."""
@@ -350,7 +350,7 @@ def _inside(image: Image.Image, boxes: _Boxes) -> _Boxes:
         if not (fits and left + width <= image.width and top + height <= image.height):
             raise SampleError(
                 f"crops: box {[left, top, width, height, mirrored]} does not lie in the image of "
-                f"{image.width} x {image.height}; boxes are left, top, width, height, mirrored, "
+                f"{image.width} x {image.height}; boxes are left, top, width, height, flip, "
                 "made of a picture of the same size"
             )
     return boxes

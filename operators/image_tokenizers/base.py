@@ -7,7 +7,7 @@ for one that needs nothing else.
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -137,6 +137,8 @@ ArchT = TypeVar("ArchT")
 class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     """Reads ``image`` uint8 [H, W, 3]; adds ``tokens``, laid out as ``layout`` says.
 
+    Tokenizers of other things than images say what with ``input_field`` and ``input_spec``.
+
     Given ``image`` [V, H, W, 3], views of one image, ``tokens`` has V in front as well. Ids are of
     the smallest unsigned type: [T], or [T, S] where a position has S of them.
 
@@ -221,6 +223,16 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         Models that take several follow ``given_sides``, those of the job's images.
         """
 
+    @property
+    def input_field(self) -> str:
+        """Name of what is read."""
+        return "image"
+
+    @property
+    def input_spec(self) -> FieldSpec:
+        """What is read of one view."""
+        return FieldSpec("uint8", (*self.image_sides, 3))
+
     @abstractmethod
     def encoder_net(self) -> Any:
         """Build the encoder; see the class."""
@@ -277,8 +289,9 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
     @property
     def inputs(self) -> Mapping[str, FieldSpec]:
-        """``image``."""
-        return {"image": FieldSpec("uint8", (*self._view_shape, *self.image_sides, 3))}
+        """``image``, or what ``input_field`` says."""
+        spec = self.input_spec
+        return {self.input_field: replace(spec, shape=(*self._view_shape, *spec.shape))}
 
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:
@@ -360,9 +373,9 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         """Tokenize a batch; see the class."""
         import torch
 
-        rows = num_rows(batch["image"])
-        check_column("image", batch["image"], self.inputs["image"], rows, self.config.name)
-        images = batch["image"]
+        name, images = self.input_field, batch[self.input_field]
+        rows = num_rows(images)
+        check_column(name, images, self.inputs[name], rows, self.config.name)
         views = [images] if self._views is None else list(images.unbind(1))
         tokens, finite = [], torch.ones(rows, dtype=torch.bool, device=images.device)
         for view, pixels in enumerate(views):
@@ -370,11 +383,19 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             tokens.append(self.tokens_of(latents, batch, view))
             finite &= torch.isfinite(latents).flatten(1).all(dim=1)
         joined = tokens[0] if self._views is None else torch.stack(tokens, dim=1)
-        return self._good(self.columns_of(joined, batch), finite)
+        return self._good(self.columns_of(joined, batch), finite, images)
 
     def prepare(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """Return what the encoder reads, float32 [B, 3, H, W], of uint8 [B, H, W, 3]."""
         return self.normalization.of(pixels.permute(0, 3, 1, 2).contiguous())
+
+    def unprepare(self, images: "torch.Tensor") -> "torch.Tensor":
+        """Return uint8 [B, H, W, 3] of what the decoder gives, float32 [B, 3, H, W]."""
+        return self.normalization.bytes_of(images).permute(0, 2, 3, 1)
+
+    def what_is_wrong(self, image: "torch.Tensor") -> str:  # noqa: ARG002 - bytes cannot be wrong
+        """Say why an image has latents that are not finite."""
+        return "the encoder gave NaN or infinity, expected finite latents"
 
     def latents_of(self, images: "torch.Tensor", batch: Batch, view: int) -> "torch.Tensor":  # noqa: ARG002 - sampled tokenizers need the keys
         """Return the latents of a batch's images."""
@@ -386,7 +407,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
         from operators.image_tokenizers.nn.precision import float32_arithmetic
 
-        if self.config.dtype == "bfloat16":
+        if self.config.dtype == "bfloat16" and images.is_floating_point():
             images = images.to(torch.bfloat16)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -439,9 +460,9 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         if self._views is not None:
             flat = flat.flatten(0, 1)
         images = [self.decode_tokens(rows).cpu() for rows in flat.split(DECODE_ROWS)]
-        pixels = self.normalization.bytes_of(torch.cat(images)).permute(0, 2, 3, 1)
+        pixels = self.unprepare(torch.cat(images))
         shape = (*tokens.shape[: 1 if self._views is None else 2], *pixels.shape[1:])
-        return {"image": pixels.reshape(shape).contiguous().numpy()}
+        return {self.input_field: pixels.reshape(shape).contiguous().numpy()}
 
     def decode_tokens(self, ids: "torch.Tensor") -> "torch.Tensor":
         """Return images float32 [B, 3, H, W], in the model's range, of integer ids [B, T(, S)]."""
@@ -576,12 +597,11 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
                 hint="these tokens were not made by this model",
             )
 
-    def _good(self, columns: Batch, finite: "torch.Tensor") -> Batch:
+    def _good(self, columns: Batch, finite: "torch.Tensor", images: "torch.Tensor") -> Batch:
         """Return the columns, unless rows have latents that are not finite."""
         if bool(finite.all()):
             return columns
         bad = np.flatnonzero(~finite.cpu().numpy())
-        reason = f"{self.config.name}: the encoder gave NaN or infinity, expected finite latents"
         rows = np.flatnonzero(finite.cpu().numpy())
         good = {
             name: take(column, rows)
@@ -589,4 +609,6 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             else column[finite.to(column.device)]
             for name, column in columns.items()
         }
-        raise RowErrors({int(row): SampleError(reason) for row in bad}, good)
+        reasons = {int(row): self.what_is_wrong(images[row]) for row in bad}
+        where = self.config.name
+        raise RowErrors({row: SampleError(f"{where}: {why}") for row, why in reasons.items()}, good)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig
 from operators.errors import ContractError
+from operators.image_tokenizers.base import Published
 from operators.image_tokenizers.layout import TokenLayout
 from operators.image_tokenizers.quantize.mixed_radix import codebook_size, join_digits, split_ids
 
@@ -94,6 +95,7 @@ class DctFsq(Operator[DctFsqConfig]):
     """
 
     Config = DctFsqConfig
+    published = (Published("(needs none)", "patch: 16", tokens=256, codebook=64_000),)
 
     def __init__(self, config: DctFsqConfig) -> None:
         super().__init__(config)

@@ -42,8 +42,6 @@ class TokenLayout:
         }
         if self.grid is not None:
             found["grid"] = list(self.grid)
-        if self.ragged:
-            found["ragged"] = True
         if self.scales:
             found["scales"] = list(self.scales)
         return found

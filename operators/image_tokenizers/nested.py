@@ -185,7 +185,7 @@ class NestedImageTokenizer(ImageTokenizer[NestedConfigT, ArchT]):
         if isinstance(rule, CaptionLength):
             lengths = self._lengths_by_caption(rule, batch["caption"])
         elif isinstance(rule, ErrorLength):
-            lengths = self._lengths_by_error(rule, kept, batch["image"])
+            lengths = self._lengths_by_error(rule, kept, batch[self.input_field])
         else:
             return super().columns_of(kept, batch)
         values = kept.cpu().numpy()[np.arange(kept.shape[1]) < lengths[:, None]]

@@ -88,7 +88,7 @@ def test_everything_else_knows_ragged_tokens_of_a_device_operator(corpus: Comman
     assert data.manifest.fields["tokens"] == FieldSpec("uint8", (None,), 25)
     assert data.manifest.totals["tokens"] == {"tokens": sum(map(len, found.values()))}
     layout = data.manifest.operators[2]["metadata"]["layout"]
-    assert (layout["ragged"], layout["positions"]) == (True, TOKENS)
+    assert (layout["nested"], layout["positions"]) == (True, TOKENS)
     assert corpus("verify", "out") == 0, corpus.out
     shown = preview(str(corpus.folder / "out"), Storage(), num=3)
     assert shown.num_ids["toy_nested"] == [2, 3, 6]
