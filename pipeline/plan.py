@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 from pydantic import TypeAdapter
 
 from operators import registry
-from operators.base import FieldSpec, Operator, Resources, Step
+from operators.base import FieldSpec, Operator, OperatorConfig, Resources, Step
 from operators.model_files import ModelFiles
 from pipeline.errors import ContractError, IntegrityError, SpecError
 from pipeline.manifest import FORMAT_VERSION
@@ -71,6 +71,36 @@ class Chain:
             gpus=max(part.gpus for part in parts),
             gpu_memory_bytes=sum(part.gpu_memory_bytes for part in parts),
         )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Which operators are given images that were prepared otherwise than their authors do.
+
+        An operator may have an attribute ``preprocessing``: names and options of the operators
+        that prepare its field ``image``, in order, where a ``size`` stands for the side of its
+        images. Nothing is said of views, which are cut otherwise on purpose, nor of images that
+        come ready from the source or from the operator that decodes them.
+        """
+        found = []
+        for i, bound in enumerate(self.steps):
+            authors: Sequence[Mapping[str, Any]] = getattr(bound.step, "preprocessing", ())
+            image = bound.step.inputs.get("image")
+            if not authors or image is None or len(image.shape) != 3 or image.shape[0] is None:
+                continue
+            configs = _preparation(self.steps[:i], bound.reads["image"])
+            side = {"size": image.shape[0]}
+            wanted = [
+                registry.get(options["name"]).Config.model_validate(
+                    {**options, **(side if "size" in options else {})}
+                )
+                for options in authors
+            ]
+            if configs and _shown(configs) != _shown(wanted):
+                found.append(
+                    f"{bound.label}: images come from {_shown(configs)}; its authors prepare "
+                    f"them by {_shown(wanted)}"
+                )
+        return found
 
     def identities(self) -> list[dict[str, Any]]:
         """Return what identifies every operator: name, version, and what its ``identity`` says.
@@ -315,6 +345,32 @@ class _Private:
 
 
 _HTTP = ("http://", "https://")
+
+
+def _preparation(steps: Sequence[BoundStep], field: str) -> list[OperatorConfig]:
+    """Return the configs of the operators that changed a field since it was decoded.
+
+    That is where it was made of other fields; the list is empty when the source gives it.
+    """
+    configs: list[OperatorConfig] = []
+    for bound in reversed(steps):
+        made = next((name for name, written in bound.writes.items() if written == field), None)
+        if made is None:
+            continue
+        if made not in bound.reads:
+            return configs[::-1]
+        configs.append(bound.step.config)
+        field = bound.reads[made]
+    return []
+
+
+def _shown(configs: Sequence[OperatorConfig]) -> str:
+    hidden = {"name", "inputs", "outputs", "max_pixels"}
+    options = [config.model_dump(exclude=hidden).values() for config in configs]
+    return " > ".join(
+        f"{config.name}({', '.join(map(str, values))})"
+        for config, values in zip(configs, options, strict=True)
+    )
 
 
 def _rename(

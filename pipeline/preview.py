@@ -24,6 +24,9 @@ from pipeline.storage import Storage
 TILE = 256
 """Side of an image on the sheet, pixels."""
 
+VIEW, VIEWS_ACROSS, VIEW_GAP = 128, 5, 4
+"""Side of one of several views of an image, how many stand side by side, and the gap, pixels."""
+
 TEXT_WIDTH = 300
 MARGIN, GAP, LINE = 20, 14, 18
 MAX_LINES = 13
@@ -40,7 +43,8 @@ class Preview:
     Attributes:
         name: Of the data set.
         keys: N sample keys.
-        originals: Label of an operator -> its input, N images (uint8 arrays) or texts.
+        originals: Label of an operator -> its input, N images (uint8 arrays), views of images
+            ([V, H, W, 3]) or texts.
         decoded: The same, decoded from the stored tokens.
         num_ids: Label -> the number of tokens of each sample.
         warning: Shown on the sheet, or None.
@@ -161,8 +165,8 @@ def _dense(array: pa.Array) -> np.ndarray:
 
 
 def _can_be_shown(column: Column) -> bool:
-    """Say whether a column holds texts or RGB images."""
-    is_image = isinstance(column, np.ndarray) and column.ndim == 4 and column.shape[-1] == 3
+    """Say whether a column holds texts, RGB images, or views of images."""
+    is_image = isinstance(column, np.ndarray) and column.ndim in (4, 5) and column.shape[-1] == 3
     return is_image or isinstance(column, pa.Array)
 
 
@@ -234,11 +238,8 @@ class _Sheet:
 
     def _cell(self, item: Any) -> Image.Image:
         if not isinstance(item, str):
-            image = Image.fromarray(np.asarray(item))
-            scale = TILE / max(image.size)
-            shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            return image.resize(shape, how) if scale != 1 else image
+            pixels = np.asarray(item)
+            return _fitted(pixels, TILE) if pixels.ndim == 3 else _contact_sheet(pixels)
         lines = self._lines(item[:MAX_TEXT], TEXT_WIDTH - 2 * GAP, self._font, MAX_LINES)
         cell = Image.new("RGB", (TEXT_WIDTH, len(lines) * LINE + GAP), "white")
         draw = ImageDraw.Draw(cell)
@@ -266,6 +267,30 @@ class _Sheet:
             return lines
         cut = _pieces(lines[most - 1], width - font.getlength("..."), font)[0]
         return [*lines[: most - 1], f"{cut.rstrip()}..."]
+
+
+def _contact_sheet(views_VHW3: np.ndarray) -> Image.Image:
+    """Return the views of an image, row by row; a single one is as large as an image."""
+    if len(views_VHW3) == 1:
+        return _fitted(views_VHW3[0], TILE)
+    tiles = [_fitted(view, VIEW) for view in views_VHW3]
+    across, down = min(len(tiles), VIEWS_ACROSS), -(-len(tiles) // VIEWS_ACROSS)
+    step_x, step_y = tiles[0].width + VIEW_GAP, tiles[0].height + VIEW_GAP
+    sheet = Image.new("RGB", (across * step_x - VIEW_GAP, down * step_y - VIEW_GAP), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % VIEWS_ACROSS * step_x, i // VIEWS_ACROSS * step_y))
+    return sheet
+
+
+def _fitted(pixels: np.ndarray, side: int) -> Image.Image:
+    """Return an image with its longer side at ``side``."""
+    image = Image.fromarray(pixels)
+    factor = side / max(image.size)
+    if factor == 1:
+        return image
+    shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    how = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+    return image.resize(shape, how)
 
 
 def _pieces(word: str, width: float, font: Any) -> list[str]:

@@ -90,8 +90,9 @@ class Prepared:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user of the tokens must be told."""
-        return [str(item["warning"]) for item in self.identities if item.get("warning")]
+        """What the user must be told: of the operators, and how images are prepared."""
+        of_operators = [str(item["warning"]) for item in self.identities if item.get("warning")]
+        return [*of_operators, *self.chain.warnings]
 
     def task(self, worker: str) -> WorkerTask:
         """Return what a worker must be told; it may have another current folder."""

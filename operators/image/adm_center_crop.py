@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig
-from operators.image.geometry import DEFAULT_MAX_PIXELS, MaxPixels, crop_all, crop_into, scale
+from operators.image.geometry import DEFAULT_MAX_PIXELS, MaxPixels, adm_square, crop_all, crop_into
 
 
 class AdmCenterCropConfig(OperatorConfig):
@@ -44,13 +44,5 @@ class AdmCenterCrop(Operator[AdmCenterCropConfig]):
         return {"image": crop_all(batch["image"], self.config.size, self._crop)}
 
     def _crop(self, image: Image.Image, out: np.ndarray) -> None:
-        size = len(out)
-        while min(image.size) >= 2 * size:
-            half = (image.width // 2, image.height // 2)
-            image = image.resize(half, Image.Resampling.BOX)
-        factor = size / min(image.size)
-        target = (round(image.width * factor), round(image.height * factor))
-        image = scale(
-            image, target, Image.Resampling.BICUBIC, self.config.max_pixels, self.config.name
-        )
-        crop_into(image, (image.width - size) // 2, (image.height - size) // 2, out)
+        square = adm_square(image, len(out), self.config.max_pixels, self.config.name)
+        crop_into(square, 0, 0, out)

@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig
-from operators.image.geometry import crop_all, crop_into
+from operators.image.geometry import central, crop_all, crop_into
 
 
 class CenterCropConfig(OperatorConfig):
@@ -45,4 +45,4 @@ def _crop(image: Image.Image, out: np.ndarray) -> None:
 
 def _start(side: int, size: int) -> int:
     """Return where the crop starts, negative for padding in front."""
-    return round((side - size) / 2) if side >= size else -((size - side) // 2)
+    return central(side, size) if side >= size else -((size - side) // 2)

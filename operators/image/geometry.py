@@ -40,6 +40,44 @@ def scale(
     return image.resize(size, filter_)
 
 
+def shorter_side_to(size: int, width: int, height: int) -> tuple[int, int]:
+    """Return width and height with the shorter one at ``size``, as torchvision's ``Resize``."""
+    if width <= height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def adm_square(image: Image.Image, size: int, max_pixels: int, where: str) -> Image.Image:
+    """Return the centre square of ``size``, resized and cropped as guided diffusion (ADM) does.
+
+    Raises:
+        SampleError: on the way there it would have more than ``max_pixels``.
+    """
+    target, (left, top) = adm_geometry(size, *image.size)
+    while min(image.size) >= 2 * size:
+        half = (image.width // 2, image.height // 2)
+        image = image.resize(half, Image.Resampling.BOX)
+    image = scale(image, target, Image.Resampling.BICUBIC, max_pixels, where)
+    return image.crop((left, top, left + size, top + size))
+
+
+def adm_geometry(size: int, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return what ``adm_square`` resizes to, and left and top of the square there."""
+    while min(width, height) >= 2 * size:
+        width, height = width // 2, height // 2
+    factor = size / min(width, height)
+    width, height = round(width * factor), round(height * factor)
+    return (width, height), ((width - size) // 2, (height - size) // 2)
+
+
+def central(side: int, size: int) -> int:
+    """Return where a central crop of ``size`` starts, as torchvision's ``CenterCrop``.
+
+    An odd remainder of r pixels puts ``round(r / 2)``, ties to even, in front.
+    """
+    return round((side - size) / 2)
+
+
 def crop_into(image: Image.Image, left: int, top: int, out: np.ndarray) -> None:
     """Copy the square of ``out``'s size at (left, top) into ``out``, zeros outside the image.
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig
 from operators.errors import RowErrors, SampleError
-from operators.image.geometry import DEFAULT_MAX_PIXELS, MaxPixels, scale
+from operators.image.geometry import DEFAULT_MAX_PIXELS, MaxPixels, scale, shorter_side_to
 
 
 class ResizeConfig(OperatorConfig):
@@ -66,7 +66,4 @@ class Resize(Operator[ResizeConfig]):
         size = self.config.size
         if self.config.mode == "squash":
             return size, size
-        width, height = image.size
-        if width <= height:
-            return size, int(size * height / width)
-        return int(size * width / height), size
+        return shorter_side_to(size, *image.size)

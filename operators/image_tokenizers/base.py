@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Resources, smallest_uint
-from operators.columns import check_column, num_rows
+from operators.base import (
+    Batch,
+    FieldSpec,
+    Operator,
+    OperatorConfig,
+    Ragged,
+    Resources,
+    smallest_uint,
+)
+from operators.columns import check_column, num_rows, take
 from operators.errors import ContractError, RowErrors, SampleError, SetupError
 from operators.image_tokenizers.layout import TokenLayout
 from operators.weights import CONFIG_FILE, WEIGHT_FILE, Checkpoint
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_DECODE_ROWS = 8
+DECODE_ROWS = 8
 
 SizeT = TypeVar("SizeT", bound=str)
 
@@ -102,9 +110,12 @@ class Normalization:
         """Return uint8 [B, C, H, W] of images in the model's range: rounded, clamped."""
         import torch
 
+        return (self.unit_of(images) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def unit_of(self, images: "torch.Tensor") -> "torch.Tensor":
+        """Return float32 [B, C, H, W], bytes / 255, of images in the model's range."""
         wide = images.float()
-        scaled = wide * self._row(self.std, wide) + self._row(self.mean, wide)
-        return (scaled * 255).round().clamp(0, 255).to(torch.uint8)
+        return wide * self._row(self.std, wide) + self._row(self.mean, wide)
 
     @staticmethod
     def _row(values: Sequence[float], like: "torch.Tensor") -> "torch.Tensor":
@@ -454,7 +465,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
         codes = self.codes_of(batch)
         flat = codes if self._views is None else codes.flatten(0, 1)
-        images = [self.decode_tokens(rows).cpu() for rows in flat.split(_DECODE_ROWS)]
+        images = [self.decode_tokens(rows).cpu() for rows in flat.split(DECODE_ROWS)]
         pixels = self.unprepare(torch.cat(images))
         shape = (*codes.shape[: 1 if self._views is None else 2], *pixels.shape[1:])
         return {self.input_field: pixels.reshape(shape).contiguous().numpy()}
@@ -605,7 +616,13 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         if bool(finite.all()):
             return columns
         bad = np.flatnonzero(~finite.cpu().numpy())
-        good = {name: column[finite.to(column.device)] for name, column in columns.items()}
+        rows = np.flatnonzero(finite.cpu().numpy())
+        good = {
+            name: take(column, rows)
+            if isinstance(column, Ragged)
+            else column[finite.to(column.device)]
+            for name, column in columns.items()
+        }
         reasons = {int(row): self.what_is_wrong(images[row]) for row in bad}
         where = self.config.name
         raise RowErrors({row: SampleError(f"{where}: {why}") for row, why in reasons.items()}, good)

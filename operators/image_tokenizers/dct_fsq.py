@@ -5,7 +5,8 @@ back into a recognisable picture: the default for trying a pipeline, and a basel
 tokenizers. The product codebook is that of finite scalar quantization (FSQ, Mentzer et al. 2023,
 arXiv:2309.15505) with FlexTok's levels, so ids have the shape of a real tokenizer's.
 
-Shapes: N images, S = side, P = patch (pixels), G = S / P, T = G * G tokens, D = 6 digits.
+Shapes: N images (or views of them), H, W = sides, P = patch (pixels), T = H W / P**2 tokens,
+D = 6 digits.
 """
 
 import math
@@ -53,32 +54,44 @@ _BLUE_PER_CB = round(1.772 * 2**16)
 _COSINE_BITS = 8
 _SQRT2_8 = 362  # sqrt(2) * 2**8
 
+_SIDE = 256  # where neither the config nor the job says
+_UNKNOWN = (None, None, 3)
+
 
 class DctFsqConfig(OperatorConfig):
     """Options of ``dct_fsq``."""
 
     name: Literal["dct_fsq"] = "dct_fsq"
-    side: Annotated[int, Field(ge=4, le=4096, description="Side of the image, pixels.")] = 256
+    side: Annotated[
+        int | None,
+        Field(
+            ge=4,
+            le=4096,
+            description="Side of square images, pixels; null takes the sides of the images that "
+            "the job gives.",
+        ),
+    ] = None
     patch: Annotated[
-        int, Field(ge=4, le=64, description="Side of a patch, pixels; divides `side`.")
+        int, Field(ge=4, le=64, description="Side of a patch, pixels; divides the image's sides.")
     ] = 16
 
 
 class DctFsq(Operator[DctFsqConfig]):
-    """Map square RGB images to one id per patch, row-major from the top-left patch.
+    """Map RGB images to one id per patch, row-major from the top-left patch.
 
-    Reads ``image`` uint8 [S, S, 3]; adds ``tokens`` uint16 [T] with ids below 64,000. A patch is
-    projected on the lowest terms of the orthonormal two-dimensional DCT-II: brightness, its
-    slope along rows and along columns, the mean of Cb and of Cr, and the product of both
-    slopes. Each coefficient becomes the digit whose value is nearest, ties going up. Digits have
-    [8, 8, 8, 5, 5, 5] levels, and the first one is the least significant of the id.
+    Reads ``image`` uint8 [H, W, 3]; adds ``tokens`` uint16 [T] with ids below 64,000. Given views
+    [V, H, W, 3] it adds [V, T]. A patch is projected on the lowest terms of the orthonormal
+    two-dimensional DCT-II: brightness, its slope along rows and along columns, the mean of Cb and
+    of Cr, and the product of both slopes. Each coefficient becomes the digit whose value is
+    nearest, ties going up. Digits have [8, 8, 8, 5, 5, 5] levels, and the first one is the least
+    significant of the id.
 
     Weights and cosines are integers and every sum fits its type exactly (float32 below 2**24,
     then float64 below 2**53), so ids depend neither on the order of summation nor on the batch,
     the BLAS library or the machine.
 
     Raises:
-        ContractError: ``patch`` does not divide ``side``.
+        ContractError: ``patch`` does not divide a side.
     """
 
     Config = DctFsqConfig
@@ -86,38 +99,46 @@ class DctFsq(Operator[DctFsqConfig]):
 
     def __init__(self, config: DctFsqConfig) -> None:
         super().__init__(config)
-        side, patch = config.side, config.patch
-        if side % patch:
-            fits = [p for p in range(4, 65) if side % p == 0]
-            raise ContractError(
-                f"dct_fsq: patch={patch} does not divide side={side}; set patch to one of {fits}"
-            )
-        self._grid = side // patch
+        patch = config.patch
+        self._views: int | None = None
+        self._sides = (config.side or _SIDE, config.side or _SIDE)
+        if config.side is not None:
+            self._check_patch()
         self._cosine_P = _cosine(patch)
         self._columns_2P = np.stack([np.ones(patch), self._cosine_P]).astype(np.float32)
         self._rows_4C = _row_weights(self._cosine_P)
         self._bounds = _bounds(patch)
 
+    def bind(self, fields: Mapping[str, FieldSpec]) -> None:
+        """Take the number of views, and the sides unless they are configured, from the images."""
+        *views, height, width, _ = fields["image"].shape if "image" in fields else _UNKNOWN
+        if len(views) == 1:
+            self._views = views[0]
+        if self.config.side is None and height is not None and width is not None:
+            self._sides = (height, width)
+        self._check_patch()
+
     @property
     def inputs(self) -> Mapping[str, FieldSpec]:
-        """Square images."""
-        return {"image": FieldSpec("uint8", (self.config.side, self.config.side, 3))}
+        """``image``."""
+        return {"image": FieldSpec("uint8", (*self._view_shape, *self._sides, 3))}
 
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:
         """One id per patch."""
-        return {"tokens": FieldSpec("uint16", (self._grid**2,), codebook_size(LEVELS))}
+        shape = (*self._view_shape, math.prod(self._grid))
+        return {"tokens": FieldSpec("uint16", shape, codebook_size(LEVELS))}
 
     def __call__(self, batch: Batch) -> Batch:
-        """Tokenize every row."""
-        images = batch["image"]
-        g, p = self._grid, self.config.patch
-        sums_DNT = np.empty((len(LEVELS), len(images), g * g))
-        pixels = np.empty((g, p, g * p * 3), np.float32)
+        """Tokenize every row, and every view of it."""
+        images = batch["image"].reshape(-1, *self._sides, 3)
+        (gh, gw), p = self._grid, self.config.patch
+        sums_DNT = np.empty((len(LEVELS), len(images), gh * gw))
+        pixels = np.empty((gh, p, gw * p * 3), np.float32)
         for n, image in enumerate(images):  # one at a time stays in the cache
             np.copyto(pixels, image.reshape(pixels.shape))
-            columns = (self._columns_2P @ pixels).reshape(g, 2, g, p * 3).astype(np.float64)
-            rows = (columns @ self._rows_4C.T).reshape(g, 2, g, 4).transpose(1, 3, 0, 2)
+            columns = (self._columns_2P @ pixels).reshape(gh, 2, gw, p * 3).astype(np.float64)
+            rows = (columns @ self._rows_4C.T).reshape(gh, 2, gw, 4).transpose(1, 3, 0, 2)
             sums_DNT[[0, 1, 3, 4], n] = rows[0].reshape(4, -1)
             sums_DNT[[2, 5], n] = rows[1, :2].reshape(2, -1)
         digits = [
@@ -125,23 +146,26 @@ class DctFsq(Operator[DctFsqConfig]):
             for bounds, sums in zip(self._bounds, sums_DNT, strict=True)
         ]
         ids = join_digits(np.stack(digits, axis=-1), LEVELS)
-        return {"tokens": ids.astype(np.uint16).reshape(len(images), g * g)}
+        return {"tokens": ids.astype(np.uint16).reshape(-1, *self._view_shape, gh * gw)}
 
     def decode(self, batch: Batch) -> Batch:
-        """Map ``tokens`` [N, T] to ``image`` uint8 [N, S, S, 3], exactly the same everywhere."""
-        tokens = batch["tokens"]
-        side, g, p = self.config.side, self._grid, self.config.patch
-        images = np.empty((len(tokens), side, side, 3), np.uint8)
+        """Map ``tokens`` [N, T] to ``image`` uint8 [N, H, W, 3], exactly the same everywhere.
+
+        With views they are [N, V, T] and [N, V, H, W, 3].
+        """
+        (gh, gw), p = self._grid, self.config.patch
+        tokens = batch["tokens"].reshape(-1, gh * gw)
+        images = np.empty((len(tokens), *self._sides, 3), np.uint8)
         across = self._cosine_P.astype(np.int32)  # [P], over the last axis
-        down = across[:, None, None]  # [P, 1, 1], over [P, G, P]
+        down = across[:, None, None]  # [P, 1, 1], over [P, W / P, P]
         for image, ids in zip(images, tokens, strict=True):
-            digits = split_ids(ids.reshape(g, 1, g, 1), LEVELS)
+            digits = split_ids(ids.reshape(gh, 1, gw, 1), LEVELS)
             y, y_across, y_down, cb, cr, y_both = (
                 np.array(values, np.int32)[digits[..., i]] for i, values in enumerate(_VALUES)
             )
             luma = (y << 16) + (1 << 15) + (y_across * across + y_down * down) * _SQRT2_8
             luma += 2 * y_both * (across * down)
-            out = image.reshape(g, p, g, p, 3)
+            out = image.reshape(gh, p, gw, p, 3)
             for channel, colour in enumerate(
                 (
                     _RED_PER_CR * cr,
@@ -150,13 +174,31 @@ class DctFsq(Operator[DctFsqConfig]):
                 )
             ):
                 out[..., channel] = ((luma + colour) >> 16).clip(0, 255)
-        return {"image": images}
+        return {"image": images.reshape(*batch["tokens"].shape[:-1], *self._sides, 3)}
 
     def metadata(self) -> Mapping[str, object]:
-        """The layout, and the levels of the digits."""
-        grid = (self._grid, self._grid)
-        layout = TokenLayout(self._grid**2, (codebook_size(LEVELS),), grid=grid)
-        return {"layout": layout.as_json(), "codebook_levels": list(LEVELS)}
+        """Layout and codebook levels; a prefix of the tokens is not a smaller picture."""
+        layout = TokenLayout(math.prod(self._grid), (codebook_size(LEVELS),), grid=self._grid)
+        views = {} if self._views is None else {"views": self._views}
+        return {"layout": {**layout.as_json(), **views}, "codebook_levels": list(LEVELS)}
+
+    @property
+    def _view_shape(self) -> tuple[int, ...]:
+        return () if self._views is None else (self._views,)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        height, width = self._sides
+        return height // self.config.patch, width // self.config.patch
+
+    def _check_patch(self) -> None:
+        patch, (height, width) = self.config.patch, self._sides
+        if height % patch or width % patch:
+            sides = f"side={height}" if height == width else f"sides={height} x {width}"
+            fits = [p for p in range(4, 65) if height % p == 0 and width % p == 0]
+            raise ContractError(
+                f"dct_fsq: patch={patch} does not divide {sides}; set patch to one of {fits}"
+            )
 
 
 def _cosine(patch: int) -> np.ndarray:

@@ -4,22 +4,22 @@ Bachmann et al., 2025, "FlexTok: Resampling Images into 1D Token Sequences of Fl
 arXiv:2502.13967.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from operators.base import Batch, FieldSpec
-from operators.errors import ContractError
 from operators.extras import import_extra
 from operators.image_tokenizers.base import (
     SYMMETRIC,
-    ImageTokenizer,
-    ImageTokenizerConfig,
     Published,
     RandomWeights,
 )
 from operators.image_tokenizers.layout import TokenLayout
+from operators.image_tokenizers.nested import NestedImageTokenizer, NestedTokenizerConfig
 from operators.image_tokenizers.nn.flextok_arch import (
     DECODER_MODULES,
     FlexTokArch,
@@ -39,7 +39,7 @@ _VAE_MODULE = "diffusers.models.autoencoders.vae"
 _DECODE_STEPS, _DECODE_GUIDANCE = 20, 7.5  # the authors' recommendation, with "apg"
 
 
-class FlexTokConfig(ImageTokenizerConfig):
+class FlexTokConfig(NestedTokenizerConfig):
     """What a job may say about ``flextok``."""
 
     name: Literal["flextok"] = "flextok"
@@ -59,12 +59,9 @@ class FlexTokConfig(ImageTokenizerConfig):
         ),
     ] = "mode"
     seed: Annotated[int, Field(ge=0, description="Of sampled latents, and of decoding.")] = 0
-    num_tokens: Annotated[
-        int | None, Field(ge=1, description="Keep this many tokens, from the first; null is all.")
-    ] = None
 
 
-class FlexTok(ImageTokenizer[FlexTokConfig, FlexTokArch]):
+class FlexTok(NestedImageTokenizer[FlexTokConfig, FlexTokArch]):
     """Map square RGB images to nested token ids: any prefix is a coarser description.
 
     Reads ``image`` uint8 [S, S, 3] (and ``key`` when latents are sampled); adds ``tokens`` of the
@@ -129,23 +126,14 @@ class FlexTok(ImageTokenizer[FlexTokConfig, FlexTokArch]):
         return self.arch.image_side, self.arch.image_side
 
     @property
-    def layout(self) -> TokenLayout:
-        """Nested, 1D.
+    def full_layout(self) -> TokenLayout:
+        """All registers."""
+        return TokenLayout(self.arch.num_registers, (math.prod(self.arch.levels),), nested=True)
 
-        Raises:
-            ContractError: more tokens are configured than the model has.
-        """
-        most = self.arch.num_registers
-        asked = self.config.num_tokens or most
-        if asked > most:
-            raise ContractError(
-                f"flextok: num_tokens={asked}, but the model has {most}",
-                hint=f"set num_tokens to 1..{most}, or leave it out for all",
-            )
-        size = 1
-        for level in self.arch.levels:
-            size *= level
-        return TokenLayout(asked, (size,), nested=True)
+    @property
+    def model_layout(self) -> TokenLayout:
+        """The registers that are computed."""
+        return replace(self.full_layout, positions=self.num_tokens)
 
     @property
     def samples_posterior(self) -> bool:
@@ -158,7 +146,6 @@ class FlexTok(ImageTokenizer[FlexTokConfig, FlexTokArch]):
         """What a reader of the tokens must know."""
         return {
             **super().metadata(),
-            "model_positions": self.arch.num_registers,
             "levels": list(self.arch.levels),
             "posterior": "sample" if self.samples_posterior else "mode",
         }
@@ -223,7 +210,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, FlexTokArch]):
 
         tf32 = self.config.dtype == "bfloat16"
         with torch.inference_mode(), float32_arithmetic(tf32=tf32):
-            trace: EncoderTrace = self._forward(images_BCSS, noise, self.layout.positions)
+            trace: EncoderTrace = self._forward(images_BCSS, noise, self.num_tokens)
         return trace
 
     def decode_tokens(self, ids: "torch.Tensor") -> "torch.Tensor":

@@ -72,6 +72,10 @@ CASES: dict[str, Case] = {
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
     "center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "crops": lambda _: (
+        {"size": 32, "kind": "random", "count": 3, "flip": True},
+        {"image": photos(ROWS), "key": pa.array(list("abcde"), pa.large_string())},
+    ),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
     "hf_text": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from operators.base import Invertible
+from operators.base import FieldSpec, Invertible
 from operators.errors import ContractError
 from operators.image_tokenizers.dct_fsq import LEVELS, DctFsq, DctFsqConfig
 from operators.image_tokenizers.quantize.mixed_radix import codebook_size, join_digits, split_ids
@@ -177,6 +178,43 @@ def test_indivisible_patch_names_the_ones_that_fit() -> None:
         ContractError, match=r"patch=10 does not divide side=24.*\[4, 6, 8, 12, 24\]"
     ):
         DctFsq(DctFsqConfig(side=24, patch=10))
+
+
+def test_images_of_the_job_must_fit_the_patch() -> None:
+    op = DctFsq(DctFsqConfig(patch=7))
+    op.bind({"image": FieldSpec("uint8", (28, 14, 3))})
+    assert op.outputs["tokens"].shape == (8,)
+    with pytest.raises(ContractError, match=r"patch=7 does not divide sides=28 x 16.*\[4\]"):
+        op.bind({"image": FieldSpec("uint8", (28, 16, 3))})
+
+
+def test_sides_follow_the_images_unless_configured() -> None:
+    op, fixed = DctFsq(DctFsqConfig()), DctFsq(DctFsqConfig(side=64))
+    for each in (op, fixed):
+        each.bind({"image": FieldSpec("uint8", (32, 96, 3))})
+    assert fixed.inputs["image"].shape == (64, 64, 3)
+    assert op.inputs["image"].shape == (32, 96, 3)
+    wide = noise(2, 96)[:, :32]
+    found = assert_operator_contract(op, {"image": wide})["tokens"]
+    assert found.shape == (2, 12)
+    left = DctFsq(DctFsqConfig(side=32))({"image": wide[:, :, :32]})["tokens"]
+    np.testing.assert_array_equal(found.reshape(2, 2, 6)[:, :, :2].reshape(2, 4), left)
+    assert op.decode({"tokens": found})["image"].shape == wide.shape
+
+
+def test_views_are_tokenized_one_by_one() -> None:
+    views = noise(6, 32).reshape(2, 3, 32, 32, 3)
+    op, plain = DctFsq(DctFsqConfig()), DctFsq(DctFsqConfig(side=32))
+    op.bind({"image": FieldSpec("uint8", views.shape[1:])})
+    assert op.outputs["tokens"].shape == (3, 4)
+    tokens = assert_operator_contract(op, {"image": views})["tokens"]
+    images = op.decode({"tokens": tokens})["image"]
+    for view in range(3):
+        alone = plain({"image": views[:, view]})
+        np.testing.assert_array_equal(tokens[:, view], alone["tokens"])
+        np.testing.assert_array_equal(images[:, view], plain.decode(alone)["image"])
+    layout: Any = op.metadata()["layout"]
+    assert layout["views"] == 3
 
 
 def test_metadata_describes_the_tokens() -> None:

@@ -54,6 +54,19 @@ def test_contract(folder: str, options: dict[str, Any]) -> None:
     assert out["tokens"].shape == (5, options.get("num_tokens", 16))
 
 
+def test_captions_decide_how_many_tokens_are_kept(folder: str) -> None:
+    batch = {
+        "image": images(4),
+        "caption": pa.array(["", "one", "two words", "x " * 9], pa.large_string()),
+    }
+    op = operator(folder, num_tokens={"by": "caption", "min": 3, "max": 10})
+    ragged = assert_operator_contract(op, batch)["tokens"]
+    assert ragged.lengths.tolist() == [3, 4, 8, 10]
+    whole = assert_operator_contract(operator(folder), {"image": images(4)}, rows_alone=0)
+    for row, ids in zip(ragged, whole["tokens"], strict=True):
+        np.testing.assert_array_equal(row, ids[: len(row)])
+
+
 def test_contract_of_bfloat16(folder: str) -> None:
     """Whatever the company; but another batch size rounds otherwise, so that no row goes alone."""
     assert_operator_contract(operator(folder, dtype="bfloat16"), {"image": images(5)}, rows_alone=0)

@@ -1,6 +1,6 @@
 """The device stage: where batches are cut, what stands in every slot, and what a bad row costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.base import Batch, FieldSpec
-from operators.errors import ContractError, SampleError, SetupError
+from operators.base import Batch, FieldSpec, Ragged
+from operators.errors import ContractError, RowErrors, SampleError, SetupError
 from pipeline.stages.block import Block, PartitionState
 from pipeline.stages.device import DeviceStage
 from tests.unit.steps import (
@@ -249,6 +249,47 @@ def test_cpu_operators_get_arrays_and_device_operators_tensors() -> None:
     assert isinstance(op.given[0], torch.Tensor)
     assert op.given[0].dtype == torch.int64
     assert Times10.stage == "cpu"
+
+
+class Repeated(Times10OnDevice):
+    """Gives a row of value v a ragged row of v % 4 times 10 v."""
+
+    @property
+    def outputs(self) -> Mapping[str, FieldSpec]:
+        return {"y": FieldSpec("int64", (None,), vocab_size=1_000)}
+
+    def __call__(self, batch: Batch) -> Batch:
+        try:
+            return {"y": self._ragged(super().__call__(batch)["y"].numpy())}
+        except RowErrors as error:
+            raise RowErrors(error.errors, {"y": self._ragged(error.good["y"].numpy())}) from None
+
+    def _ragged(self, tens: np.ndarray) -> Ragged:
+        lengths = tens // 10 % 4
+        return Ragged(np.repeat(tens, lengths), np.concatenate(([0], np.cumsum(lengths))))
+
+
+@pytest.mark.parametrize("how", ["nothing", "raises", "marks"])
+def test_ragged_rows_follow_their_slots(how: str) -> None:
+    """Past padding, a filter, and rows that are bad."""
+    bad: Any = {
+        "nothing": {},
+        "raises": {"raises": {4: ValueError("bad")}},
+        "marks": {"marks": [4]},
+    }
+    op = Repeated(**bad[how])
+    state, out = run(op, DropMultiplesOnDevice(), rows=9, dead=[2])
+    assert state.error is None
+    found = {
+        int(row): block.columns["y"][i].tolist()
+        for block in out
+        for i, row in enumerate(block.rows)
+        if block.num_rows
+    }
+    expected = {row: [10 * row] * (row % 4) for row in (1, 4, 7, 8)}
+    assert found == {row: ids for row, ids in expected.items() if how == "nothing" or row != 4}
+    assert {len(call) for call in op.calls} == {4}
+    assert state.snapshot()["device"].tokens == sum(map(len, found.values()))
 
 
 @settings(max_examples=60, deadline=None)
