@@ -5,20 +5,17 @@ arXiv:2501.10064.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from operators.base import Batch
-from operators.errors import ContractError, SetupError
-from operators.image_tokenizers.base import ImageTokenizerConfig, Published, RandomWeights
+from operators.errors import SetupError
+from operators.image_tokenizers.base import Published, RandomWeights
 from operators.image_tokenizers.layout import TokenLayout
+from operators.image_tokenizers.nested import NestedImageTokenizer, NestedTokenizerConfig
 from operators.image_tokenizers.nn.titok_arch import TiTokArch, legacy_arch
 from operators.image_tokenizers.published_config import read_config
 from operators.image_tokenizers.titok_family import TiTokFamily
-
-if TYPE_CHECKING:
-    import torch
 
 Size = Literal["s256", "b256", "l256"]
 
@@ -26,7 +23,7 @@ _TRUNKS = {"s256": "small", "b256": "base", "l256": "large"}
 _TOKENS = 256
 
 
-class OneDPieceConfig(ImageTokenizerConfig):
+class OneDPieceConfig(NestedTokenizerConfig):
     """What a job may say about ``one_d_piece``."""
 
     name: Literal["one_d_piece"] = "one_d_piece"
@@ -44,16 +41,14 @@ class OneDPieceConfig(ImageTokenizerConfig):
             "reads the sizes from a config.json beside them."
         ),
     ] = None
-    num_tokens: Annotated[
-        int | None, Field(ge=1, description="Keep this many tokens, from the first; null is all.")
-    ] = None
 
 
-class OneDPiece(TiTokFamily[OneDPieceConfig]):
+class OneDPiece(NestedImageTokenizer[OneDPieceConfig, TiTokArch], TiTokFamily[OneDPieceConfig]):
     """Map square RGB images to nested token ids: any prefix is a coarser description.
 
     Reads ``image`` uint8 [256, 256, 3] in [0, 1]; adds ``tokens`` uint16 [T], T = ``num_tokens`` or
-    all 256, ordered by importance: the entry nearest to each latent, of 4,096 of width 12, both
+    all 256 (ragged where the number follows a caption or a reconstruction's error), ordered by
+    importance: the entry nearest to each latent, of 4,096 of width 12, both
     sides brought to length 1. The encoder always reads all 256, so that a shorter row is a prefix
     of a longer one; the decoder takes any length.
 
@@ -99,31 +94,11 @@ class OneDPiece(TiTokFamily[OneDPieceConfig]):
         return arch
 
     @property
-    def model_layout(self) -> TokenLayout:
-        """All tokens."""
-        return super().layout
-
-    @property
-    def layout(self) -> TokenLayout:
-        """The tokens that are kept.
-
-        Raises:
-            ContractError: more are configured than the model has.
-        """
-        whole = self.model_layout
-        asked = self.config.num_tokens or whole.positions
-        if asked > whole.positions:
-            raise ContractError(
-                f"one_d_piece: num_tokens={asked}, but the model has {whole.positions}",
-                hint=f"set num_tokens to 1..{whole.positions}, or leave it out for all",
-            )
-        return TokenLayout(asked, whole.codebook_sizes, nested=True)
+    def full_layout(self) -> TokenLayout:
+        """A row of all latents, the most important first."""
+        return TokenLayout(self.arch.num_latents, (self.arch.codebook_size or 0,), nested=True)
 
     @property
     def fewest_decoded(self) -> int:
         """Any prefix will do."""
         return 1
-
-    def tokens_of(self, latents: "torch.Tensor", batch: Batch, view: int) -> "torch.Tensor":
-        """Return int64 ids [B, T] of all latents."""
-        return super().tokens_of(latents, batch, view)[:, : self.layout.positions]
