@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from operators.image_tokenizers.quantize.base import Quantizer, check_ids
+from operators.image_tokenizers.quantize.base import Quantizer
 
 Metric = Literal["euclidean", "cosine", "dot"]
 
@@ -22,7 +22,7 @@ class VQ(Quantizer):
         dim: D.
         metric: ``euclidean``: the least distance. ``cosine``: the same after both sides are
             brought to length 1. ``dot``: the largest inner product with the entries as they are.
-        normalized: ``decode`` gives entries of length 1.
+        normalized: ``vectors`` gives entries of length 1.
 
     Attributes:
         embedding: The codebook, ``embedding.weight`` [K, D].
@@ -53,9 +53,9 @@ class VQ(Quantizer):
             codes_KD, wide = F.normalize(codes_KD, dim=-1), F.normalize(wide, dim=-1)
         return nearest(wide, codes_KD, inner_product=self.metric == "dot")
 
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return float32 entries [..., D] of integer ids [...]."""
-        rows = F.embedding(check_ids(ids, self.codebook_sizes), self.embedding.weight.float())
+    def vectors(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return float32 entries [..., D] of int64 ids [...]."""
+        rows = F.embedding(ids, self.embedding.weight).float()
         return F.normalize(rows, dim=-1) if self.normalized else rows
 
 
