@@ -234,6 +234,17 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         """Return what the published files call a parameter of the nets."""
         return name
 
+    def check_extras(self) -> None:
+        """Import the packages that the nets need.
+
+        Raises:
+            SetupError: one is not installed.
+        """
+
+    def training_only_parts(self) -> tuple[str, ...]:
+        """Prefixes of stored tensors that play no role after training."""
+        return self.training_only
+
     def decoder_ids(self, ids: "torch.Tensor") -> "torch.Tensor":
         """Return ids as ``decoder_net`` takes them."""
         return ids
@@ -339,13 +350,12 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         import torch
 
         rows = num_rows(batch["image"])
-        for name in ("image",):
-            check_column(name, batch[name], self.inputs[name], rows, self.config.name)
+        check_column("image", batch["image"], self.inputs["image"], rows, self.config.name)
         images = batch["image"]
         views = [images] if self._views is None else list(images.unbind(1))
         tokens, finite = [], torch.ones(rows, dtype=torch.bool, device=images.device)
         for view, pixels in enumerate(views):
-            latents = self.latents(self.prepare(pixels))
+            latents = self.latents_of(self.prepare(pixels), batch, view)
             tokens.append(self.tokens_of(latents, batch, view))
             finite &= torch.isfinite(latents).flatten(1).all(dim=1)
         joined = tokens[0] if self._views is None else torch.stack(tokens, dim=1)
@@ -354,6 +364,10 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     def prepare(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """Return what the encoder reads, float32 [B, 3, H, W], of uint8 [B, H, W, 3]."""
         return self.normalization.of(pixels.permute(0, 3, 1, 2).contiguous())
+
+    def latents_of(self, images: "torch.Tensor", batch: Batch, view: int) -> "torch.Tensor":  # noqa: ARG002 - sampled tokenizers need the keys
+        """Return the latents of a batch's images."""
+        return self.latents(images)
 
     def latents(self, images: "torch.Tensor") -> "torch.Tensor":
         """Return float32 latents, as ``quantize`` takes them, of images in the model's range."""
@@ -505,6 +519,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
         from operators.image_tokenizers.nn.random_weights import fill_random
 
+        self.check_extras()
         with torch.device("meta"):
             module = build()
         weights = self._weights
@@ -512,7 +527,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             unused = self._checkpoint.load_into(
                 module,
                 other_parts=ignores,
-                training_only=self.training_only,
+                training_only=self.training_only_parts(),
                 stored_name=self.stored_name,
                 ema_prefix=self.ema_prefix,
             )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from operators import registry
-from operators.base import FieldSpec, Invertible
+from operators.base import Batch, FieldSpec, Invertible
 from operators.errors import ContractError, RowErrors, SetupError
 from operators.image_tokenizers.base import ImageTokenizer
 from operators.testing import assert_operator_contract
@@ -164,19 +164,19 @@ def test_wrong_images(model: GoldenModel, folders: dict[str, str]) -> None:
 
 @MODELS
 def test_latents_that_are_not_finite_are_bad_rows(
-    model: GoldenModel, folders: dict[str, str]
+    model: GoldenModel, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     op = ready(model, folders)
     pixels = torch.from_numpy(model.pixels(op)[:3])
     good = op({"image": pixels})
-    forward = op._forward
+    latents_of = op.latents_of
 
-    def broken(images: torch.Tensor) -> torch.Tensor:
-        latents: torch.Tensor = forward(images).clone()
+    def broken(images: torch.Tensor, batch: Batch, view: int) -> torch.Tensor:
+        latents = latents_of(images, batch, view).clone()
         latents[1] = float("nan")
         return latents
 
-    op._forward = broken
+    monkeypatch.setattr(op, "latents_of", broken)
     with pytest.raises(RowErrors) as caught:
         op({"image": pixels})
     assert list(caught.value.errors) == [1]

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from operators import registry
-from operators.base import Batch, Filter, Operator, OperatorConfig, Ragged, Verdict
+from operators.base import Batch, FieldSpec, Filter, Operator, OperatorConfig, Ragged, Verdict
 from operators.columns import take_batch
 from operators.testing import assert_operator_contract
-from tests.flextok_checkpoint import write_checkpoint
+from tests.golden_tokenizer import GoldenModel, models
 
 ROWS = 5
 RNG = np.random.default_rng(0)
@@ -53,16 +53,27 @@ def squares(num: int, side: int) -> np.ndarray:
 
 GOLDEN_TOKENIZER = "tests/golden/text/bytelevel_bpe.json"
 
-CASES: dict[str, Callable[[Path], tuple[dict[str, Any], Batch]]] = {
+Case = Callable[[Path], tuple[dict[str, Any], Batch]]
+
+
+def golden(model: GoldenModel) -> Case:
+    """The case of an image tokenizer: its golden model."""
+
+    def case(folder: Path) -> tuple[dict[str, Any], Batch]:
+        weights = model.write(folder)
+        batch = {"image": model.pixels(model.build(weights))[:ROWS]}
+        return {"weights": weights, "device": "cpu", **model.options}, batch
+
+    return case
+
+
+CASES: dict[str, Case] = {
+    **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
     "center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
-    "flextok": lambda tmp: (
-        {"weights": str(write_checkpoint(tmp)), "device": "cpu"},
-        {"image": squares(ROWS, 64)},
-    ),
     "hf_text": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
     "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
@@ -79,7 +90,10 @@ CASES: dict[str, Callable[[Path], tuple[dict[str, Any], Batch]]] = {
 def build(name: str, tmp_path: Path) -> tuple[Any, Batch]:
     settings, batch = CASES[name](tmp_path)
     config: OperatorConfig = registry.get(name).Config.model_validate({"name": name, **settings})
-    return registry.build(config), batch
+    step = registry.build(config)
+    found = {n: column.shape[1:] for n, column in batch.items() if isinstance(column, np.ndarray)}
+    step.bind({n: FieldSpec(str(batch[n].dtype), shape) for n, shape in found.items()})
+    return step, batch
 
 
 def test_every_operator_is_in_this_suite() -> None:

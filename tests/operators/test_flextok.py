@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from operators.base import FieldSpec, Invertible, Resources
 from operators.errors import ContractError, SetupError
-from operators.image_tokenizers.flextok import FlexTok, FlexTokConfig, RandomWeights
+from operators.image_tokenizers.base import RandomWeights
+from operators.image_tokenizers.flextok import FlexTok, FlexTokConfig, Size
 from operators.image_tokenizers.nn.flextok_arch import published_arch
 from operators.image_tokenizers.nn.flextok_net import FlexTokDecoder, FlexTokEncoder
 from operators.image_tokenizers.nn.patches import patchify, sincos_table, unpatchify
@@ -24,7 +25,7 @@ from operators.testing import assert_operator_contract
 from operators.weights import Checkpoint
 from tests.flextok_checkpoint import golden, golden_config, golden_weights, write_checkpoint
 
-D12 = RandomWeights(random_seed=0, size="d12_d12")
+D12 = RandomWeights[Size](random_seed=0, size="d12_d12")
 REGISTERS = "encoder.module_dict.enc_register_module.registers"
 NULLCOND = "decoder.module_dict.dec_latent_dropout.nullcond"
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_checkpoint(tmp_path_factory.mktemp("flextok"))
 
 
-def operator(weights: str | RandomWeights, **options: Any) -> FlexTok:
+def operator(weights: str | RandomWeights[Size], **options: Any) -> FlexTok:
     return FlexTok(FlexTokConfig(weights=weights, **{"device": "cpu", **options}))
 
 
@@ -104,8 +105,9 @@ def test_what_the_planner_is_told_needs_no_weights(tmp_path: Path) -> None:
     assert op.inputs == {"image": FieldSpec("uint8", (64, 64, 3))}
     assert op.outputs == {"tokens": FieldSpec("uint16", (4,), vocab_size=64_000)}
     found = op.metadata()
-    assert found["nested"] is True
-    assert (found["positions"], found["model_positions"]) == (4, 16)
+    layout: Any = found["layout"]
+    assert layout["nested"] is True
+    assert (layout["positions"], found["model_positions"]) == (4, 16)
     assert found["levels"] == [8, 8, 8, 5, 5, 5]
 
 
@@ -274,7 +276,7 @@ def test_training_only_heads_are_left_out_and_named(
     op = operator(
         write_checkpoint(tmp_path, config=config, weights=change(lambda w: w.update(head)))
     )
-    with caplog.at_level("INFO", logger="operators.image_tokenizers.flextok"):
+    with caplog.at_level("INFO", logger="operators.image_tokenizers.base"):
         op.decode({"tokens": np.zeros((1, 16), np.uint16)})
     assert "1 training-only tensors: decoder.module_dict.dec_repa_head.mlp.weight" in caplog.text
 

@@ -53,13 +53,15 @@ def test_ids_of_an_image_alone(op: FlexTok, row: int) -> None:
 @pytest.mark.parametrize("num_tokens", range(1, 17))
 def test_fewer_tokens_are_a_prefix(op: FlexTok, folder: str, num_tokens: int) -> None:
     shorter = FlexTok(FlexTokConfig(weights=folder, device="cpu", num_tokens=num_tokens))
-    shorter._encoder = op._encoder  # the same weights, loaded once
+    shorter._forward = shorter._encoder = op._encoder  # the same weights, loaded once
     assert torch.equal(shorter.encode(IMAGES), OUTPUTS["tokens"][:, :num_tokens])
 
 
 def test_ids_of_sampled_latents(op: FlexTok) -> None:
     noise = OUTPUTS["sampled_noise"]
-    assert torch.equal(op.encode(IMAGES, noise), OUTPUTS["sampled_tokens"])
+    assert torch.equal(
+        op.tokens_of(op.trace(IMAGES, noise).registers, {}, 0), OUTPUTS["sampled_tokens"]
+    )
     assert_near(op.trace(IMAGES, noise).registers, OUTPUTS["sampled_prequant"], 2e-4)
 
 
@@ -69,11 +71,11 @@ def test_everything_before_the_ids(op: FlexTok) -> None:
     assert_near(trace.vae_logvar, OUTPUTS["vae_logvar"], 2e-4)
     assert_near(trace.latents, OUTPUTS["vae_latents_scaled"], 2e-4)
     assert_near(trace.registers, OUTPUTS["enc_latents_prequant"], 2e-4)
-    assert_near(op._fsq.bound(trace.registers), OUTPUTS["fsq_bounded"], 2e-4)
+    assert_near(op._encoder.quantize.bound(trace.registers), OUTPUTS["fsq_bounded"], 2e-4)
 
 
 def test_codes_of_ids(op: FlexTok) -> None:
-    assert torch.equal(op._fsq.decode(OUTPUTS["tokens"]), OUTPUTS["quant"])
+    assert torch.equal(op._encoder.quantize.decode(OUTPUTS["tokens"]), OUTPUTS["quant"])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_codes_of_ids(op: FlexTok) -> None:
     ],
 )
 def test_decoding(op: FlexTok, kept: int, mode: GuidanceMode, guidance: float, name: str) -> None:
-    latents, images = op.decode_tokens(
+    latents, images = op.draw(
         OUTPUTS["tokens"],
         num_tokens=kept,
         steps=3,
@@ -102,7 +104,7 @@ def test_decoding(op: FlexTok, kept: int, mode: GuidanceMode, guidance: float, n
 
 
 def test_decoding_rows_of_different_length(op: FlexTok) -> None:
-    latents, _ = op.decode_tokens(
+    latents, _ = op.draw(
         OUTPUTS["tokens"][:3],
         num_tokens=[1, 4, 16],
         steps=3,
@@ -114,18 +116,18 @@ def test_decoding_rows_of_different_length(op: FlexTok) -> None:
 
 
 def test_decoding_a_stored_prefix_is_decoding_with_the_rest_dropped(op: FlexTok) -> None:
-    latents, _ = op.decode_tokens(
+    latents, _ = op.draw(
         OUTPUTS["tokens"][:, :4], steps=3, guidance_mode="none", noise=OUTPUTS["dec_noise"]
     )
     assert_near(latents, OUTPUTS["dec_latents_k4_cfg1"], 1e-4)
 
 
 def test_velocity_at_several_times(op: FlexTok) -> None:
-    op.decode_tokens(OUTPUTS["tokens"][:1], steps=1, guidance_mode="none")  # loads the decoder
+    decoder = op.decoder
     kept = (torch.arange(16) < 4).expand(6, -1)
     with torch.inference_mode():
-        conditions = op._decoder.conditions(op._fsq.decode(OUTPUTS["tokens"]), kept)
-        velocity = op._decoder(OUTPUTS["dec_noise"], OUTPUTS["velocity_timesteps"], conditions)
+        conditions = decoder.conditions(op._encoder.quantize.decode(OUTPUTS["tokens"]), kept)
+        velocity = decoder(OUTPUTS["dec_noise"], OUTPUTS["velocity_timesteps"], conditions)
     assert_near(velocity, OUTPUTS["velocity_k4"], 1e-4)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from operators.image_tokenizers.nn.flextok_arch import FlexTokArch, TrunkArch
 from operators.image_tokenizers.nn.patches import patchify, unpatchify
 from operators.image_tokenizers.nn.transformer import Transformer, causal_last_mask, layer_norm
+from operators.image_tokenizers.quantize.fsq import FSQ
 
 _TIME_PERIOD = 256.0  # ratio of the highest to the lowest frequency of the time embedding
 
@@ -47,6 +48,7 @@ class FlexTokEncoder(nn.Module):  # type: ignore[misc]
         super().__init__()
         dim, channels = arch.encoder.dim, arch.latent_channels
         self._arch = arch
+        self.quantize = FSQ(arch.levels)
         self.vae = _nest(
             vae={
                 "encoder": Encoder(
@@ -111,6 +113,7 @@ class FlexTokDecoder(nn.Module):  # type: ignore[misc]
         dim, channels = arch.decoder.dim, arch.latent_channels
         patch_dim = arch.patch**2 * channels
         self._arch = arch
+        self.quantize = FSQ(arch.levels)
         self.vae = _nest(
             vae={
                 "decoder": Decoder(
