@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,6 +20,8 @@ from pipeline.storage import Storage
 if TYPE_CHECKING:
     from pipeline import runner
     from pipeline import verify as checks
+    from pipeline.manifest import DataSet
+    from pipeline.report.codebook import CodebookReport
 
 app = typer.Typer(
     add_completion=False,
@@ -276,25 +278,28 @@ def operators(
     import inspect
 
     from operators import registry
-    from operators.base import Filter
+    from pipeline.report.catalogue import operator_tables, published_table
 
     if name is None:
-        table = _table("operator", "kind", "stage", "what it does")
-        for each in registry.names():
-            cls = registry.get(each)
-            kind = "filter" if issubclass(cls, Filter) else "operator"
-            what = (inspect.getdoc(cls) or "").split("\n")[0]
-            table.add_row(each, kind, cls.stage, Text(what.replace("``", "`")))
-        out.print(table)
+        for i, table in enumerate(operator_tables(registry.all_classes())):
+            if i:
+                out.print()
+            out.print(table)
         return
     cls = registry.get(name)
     out.print(Text((inspect.getdoc(cls) or "").replace("``", "`")), soft_wrap=True)
     out.print()
     out.print(_fields_of(cls))
     out.print()
+    published = published_table(cls)
+    if published is not None:
+        out.print(published)
+        out.print()
     table = _table("setting", "type", "default", "meaning")
-    for field, info in cls.Config.model_json_schema()["properties"].items():
+    settings = cls.Config.model_json_schema()["properties"]
+    for field in _own_first(cls.Config):
         if field != "name":
+            info = settings[field]
             default = json.dumps(info["default"]) if "default" in info else "required"
             meaning = info.get("description", "").replace("``", "`")
             table.add_row(field, Text(_kind(info)), Text(default), Text(meaning))
@@ -475,15 +480,32 @@ def preview(
 
 
 @app.command()
-def report(output: OutputUri, job: StorageOf = None) -> None:
-    """Show the figures of a run again."""
+def report(
+    output: OutputUri,
+    codebook: Annotated[
+        bool, typer.Option(help="Count the ids, which reads all of them, the first time.")
+    ] = True,
+    job: StorageOf = None,
+) -> None:
+    """Show the figures of a finished run again, and what its tokens use of their codebooks.
+
+    The latter are kept in OUTPUT/codebook.json.
+    """
     from pipeline.finish import REPORT
+    from pipeline.manifest import data_set_folder, open_data_set
     from pipeline.report.summary import RunSummary
-    from pipeline.report.tables import stage_table, summary_table
+    from pipeline.report.tables import (
+        codebook_notes,
+        codebook_table,
+        stage_table,
+        summary_table,
+        top_table,
+    )
     from pipeline.storage import NotFoundError, join
 
+    storage = _storage(job)
     try:
-        summary = RunSummary.from_json(_storage(job).read(join(output, REPORT)))
+        summary = RunSummary.from_json(storage.read(join(data_set_folder(output), REPORT)))
     except NotFoundError:
         raise NotFoundError(
             f"{output}: no report", hint="the run is not finished; try `pipeline status`"
@@ -491,6 +513,17 @@ def report(output: OutputUri, job: StorageOf = None) -> None:
     out.print(stage_table(summary.stages))
     out.print()
     out.print(summary_table(summary))
+    if not codebook:
+        return
+    found = _codebook_report(open_data_set(output, storage))
+    if found.fields:
+        out.print()
+        out.print(codebook_table(found))
+        out.print()
+        out.print(top_table(found))
+    notes = list(codebook_notes(found))
+    for note in notes:
+        out.print(Text("note  ", "yellow") + note, soft_wrap=True)
 
 
 @app.command()
@@ -568,6 +601,32 @@ def _verify(
         ) from None
 
 
+def _codebook_report(data: "DataSet") -> "CodebookReport":
+    """Return the figures that are kept with a data set; or count, and keep them."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from pipeline.report.codebook import count_ids, keep_report, kept_report
+
+    found = kept_report(data)
+    if found is not None:
+        return found
+    columns = (TextColumn("counting ids"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        found = count_ids(data, lambda done, of: bar.update(task, completed=done, total=of))
+    try:
+        keep_report(data, found)
+    except TokenmillError as error:  # a data set may well be closed to who looks at it
+        err.print(f"warning: these figures are not kept: {error.message}", soft_wrap=True)
+    return found
+
+
 def _storage(job_file: Path | None) -> Storage:
     return Storage(load_job(job_file).storage_options() if job_file is not None else None)
 
@@ -593,7 +652,8 @@ def _job(path: Path, limit: int | None = None) -> JobSpec:
 def _table(*headings: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("cpus", "gpus") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("cpus", "gpus") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     return table
 
 
@@ -604,7 +664,7 @@ def _facts() -> Table:
 
 
 def _fields_of(cls: Any) -> Table:
-    """Return what an operator of default settings reads and adds, and what it needs."""
+    """Return what an operator of default settings reads and adds, what it needs, and its origin."""
     from operators.base import Operator
 
     facts = _facts()
@@ -613,17 +673,29 @@ def _fields_of(cls: Any) -> Table:
     except (ValueError, TokenmillError):
         facts.add_row("stage", cls.stage)
         facts.add_row("fields", "depend on the settings")
-        return facts
-    for heading, specs in (
-        ("reads", step.inputs),
-        ("adds", step.outputs if isinstance(step, Operator) else {}),
-    ):
-        for i, (field, spec) in enumerate(specs.items()):
-            facts.add_row("" if i else heading, Text(f"{field}: {spec}"))
-    needs = step.resources
-    gpus = f", {needs.gpus:g} GPUs" if needs.gpus else ""
-    facts.add_row("stage", f"{cls.stage} ({needs.cpus:g} core{'s' * (needs.cpus != 1)}{gpus})")
+    else:
+        for heading, specs in (
+            ("reads", step.inputs),
+            ("adds", step.outputs if isinstance(step, Operator) else {}),
+        ):
+            for i, (field, spec) in enumerate(specs.items()):
+                facts.add_row("" if i else heading, Text(f"{field}: {spec}"))
+        needs = step.resources
+        gpus = f", {needs.gpus:g} GPUs" if needs.gpus else ""
+        cores = f"{needs.cpus:g} core{'s' * (needs.cpus != 1)}"
+        facts.add_row("stage", f"{cls.stage} ({cores}{gpus})")
+    for heading, attribute in (("paper", "paper"), ("licence", "weights_license")):
+        if hasattr(cls, attribute):  # tokenizers of images have them
+            facts.add_row(heading, Text(getattr(cls, attribute)))
     return facts
+
+
+def _own_first(config: Any) -> list[str]:
+    """Return the settings of an operator: its own, then those that all of its kind have."""
+    names: list[str] = []
+    for cls in reversed(config.__mro__):
+        names = [name for name in getattr(cls, "model_fields", ()) if name not in names] + names
+    return names
 
 
 def _kind(info: dict[str, Any]) -> str:

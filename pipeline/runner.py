@@ -46,6 +46,7 @@ from pipeline.plan import (
     write_plan,
 )
 from pipeline.protocols import Engine, Partition, PartitionResult, Source
+from pipeline.report.codebook import CODEBOOK
 from pipeline.report.summary import RunSummary
 from pipeline.sources import build_source
 from pipeline.spec import JobSpec, RunSpec, WorkerRange
@@ -55,7 +56,7 @@ from pipeline.storage import Entry, NotFoundError, Storage, join
 LIBRARIES = ("numpy", "pillow", "pyarrow", "torch", "tokenizers", "diffusers", "transformers")
 _OURS = {
     *("shards", "quarantine", ledger.FOLDER, lease.FOLDER, retries.FOLDER),
-    *(PLAN, JOB, REPORT, MANIFEST, INDEX, "preview.png"),
+    *(PLAN, JOB, REPORT, MANIFEST, INDEX, CODEBOOK, "preview.png"),
 }
 SHARE_FROM_SAMPLES = 1_000
 """A share of bad samples is judged from this many input samples on, and at the end."""

@@ -1,7 +1,7 @@
 """A small finished data set, written with the sink and the manifest alone: no engine, no job."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def write_data_set(
     shard_bytes: int = 1 << 30,
     fingerprint: str = FINGERPRINT,
     random_weights: bool = False,
+    operators: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Write rows as a finished data set, cut evenly into partitions, and return its folder."""
     output, storage = str(folder), Storage()
@@ -81,7 +82,7 @@ def write_data_set(
         name="test",
         fingerprint=fingerprint,
         recipe={"shards": {"fields": list(fields), "compression": compression}},
-        operators=[],
+        operators=operators,
         fields=fields,
         totals={"samples": len(columns["key"])},
         filtered={},

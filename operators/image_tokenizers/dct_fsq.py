@@ -17,6 +17,8 @@ from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig
 from operators.errors import ContractError
+from operators.image_tokenizers.base import Published
+from operators.image_tokenizers.layout import TokenLayout
 from operators.image_tokenizers.quantize.mixed_radix import codebook_size, join_digits, split_ids
 
 # One row per digit: the values that it stands for, rising, in grey levels. They were chosen by
@@ -80,6 +82,7 @@ class DctFsq(Operator[DctFsqConfig]):
     """
 
     Config = DctFsqConfig
+    published = (Published("(needs none)", "patch: 16", tokens=256, codebook=64_000),)
 
     def __init__(self, config: DctFsqConfig) -> None:
         super().__init__(config)
@@ -150,14 +153,10 @@ class DctFsq(Operator[DctFsqConfig]):
         return {"image": images}
 
     def metadata(self) -> Mapping[str, object]:
-        """Grid, codebook levels, and that a prefix of the tokens is not a smaller picture."""
-        return {
-            "grid": [self._grid, self._grid],
-            "order": "row-major",
-            "codebook_levels": list(LEVELS),
-            "vocab_size": codebook_size(LEVELS),
-            "nested": False,
-        }
+        """The layout, and the levels of the digits."""
+        grid = (self._grid, self._grid)
+        layout = TokenLayout(self._grid**2, (codebook_size(LEVELS),), grid=grid)
+        return {"layout": layout.as_json(), "codebook_levels": list(LEVELS)}
 
 
 def _cosine(patch: int) -> np.ndarray:

@@ -14,7 +14,7 @@ COMMANDS = {
     "operators": {"name"},
     "plan": {"job_file", "--limit", "--output"},
     "preview": {"output", "--job", "--num", "--to"},
-    "report": {"output", "--job"},
+    "report": {"output", "--codebook", "--job"},
     "retry": {"output", "--address", "--drop", "--engine", "--job", "--workers"},
     "run": {
         "job_file",

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from pipeline.errors import SetupError
 from pipeline.lease import Lease
 from pipeline.storage import Storage
 from tests.e2e.command_line import CommandLine, pipeline
@@ -76,6 +79,73 @@ def test_report_repeats_the_figures_of_the_run(run: CommandLine) -> None:
     assert "385 sequence" in run.out
 
 
+def test_report_counts_the_ids_once(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = run.folder / "out"
+    data = {path: path.read_bytes() for path in files(out)}
+    assert run("report", "out") == 0
+    first = run.out
+    rows = {line.split()[0]: line.split()[1:] for line in first.splitlines() if line.strip()}
+    image_ids = [
+        each
+        for path in sorted(out.glob("shards/*.arrow"))
+        for row in pa.ipc.open_file(path.read_bytes()).read_all()["image_tokens"].to_pylist()
+        for each in row
+    ]
+    (most, times), *_ = Counter(sorted(image_ids)).most_common(1)
+    assert f"image_tokens    {most} ({times})" in first
+    used = len(set(image_ids)) / 64_000
+    assert rows["input"] == ["8", "samples"]
+    line = next(line for line in first.splitlines() if line.startswith("image_tokens"))
+    assert line.split()[1:4] == ["28", "64,000", f"{used:.0e}"]
+    assert "note  fewer than 10 ids for each entry of the codebook" in first
+
+    kept = json.loads((out / "codebook.json").read_bytes())
+    assert list(kept["fields"]) == ["sequence", "image_tokens", "caption_tokens"]
+    assert kept["fields"]["image_tokens"]["streams"][0]["all"]["ids"] == 28
+    assert {path: path.read_bytes() for path in files(out) if path.name != "codebook.json"} == data
+
+    monkeypatch.setattr("pipeline.report.codebook.count_ids", None)
+    assert run("report", "out/manifest.json") == 0
+    assert run.out == first
+    assert run("verify", "out") == 0
+    assert run("gc", "out") == 0
+    assert (out / "codebook.json").exists()
+
+
+def test_report_without_the_ids(run: CommandLine) -> None:
+    assert run("report", "out", "--no-codebook") == 0
+    assert "385 sequence" in run.out
+    assert "perplexity" not in run.out
+    assert not (run.folder / "out/codebook.json").exists()
+
+
+def test_report_names_a_damaged_shard(run: CommandLine) -> None:
+    shard = run.folder / "out/shards/0000001-000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert run("report", "out") == 5
+    assert "385 sequence" in run.out
+    assert "out/shards/0000001-000.arrow: " in run.err
+    assert "bytes, the index says" in run.err
+
+
+def test_report_of_a_data_set_that_nothing_can_be_written_to(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SetupError("out: permission denied")
+
+    monkeypatch.setattr(Storage, "write", refuse)
+    assert run("report", "out") == 0
+    assert "perplexity" in run.out
+    assert run.err == "warning: these figures are not kept: out: permission denied\n"
+
+
+def test_fresh_removes_the_figures_too(run: CommandLine) -> None:
+    assert run("report", "out") == 0
+    assert run("run", "job.yaml", "--engine", "inline", "--fresh") == 0
+    assert not (run.folder / "out/codebook.json").exists()
+
+
 def test_validate_reads_no_data(command: CommandLine) -> None:
     write_job(command.folder)
     assert command("validate", "job.yaml") == 0
@@ -95,7 +165,10 @@ def test_plan_shows_the_chain_and_writes_nothing(command: CommandLine) -> None:
 
 def test_operators_are_listed_and_described(command: CommandLine) -> None:
     assert command("operators") == 0
-    assert ["length_filter", "filter", "cpu"] in [x.split()[:3] for x in command.out.splitlines()]
+    listed = [" ".join(line.split()) for line in command.out.splitlines()]
+    assert "image tokenizers runs on codebook tokens what it does" in listed
+    assert any(line.startswith("dct_fsq cpu 64,000 256 Map") for line in listed)
+    assert any(line.startswith("length_filter cpu, filter Keep") for line in listed)
     assert command("operators", "resize") == 0
     lines = [" ".join(line.split()) for line in command.out.splitlines()]
     assert lines[0] == "Resize RGB images."
@@ -103,6 +176,13 @@ def test_operators_are_listed_and_described(command: CommandLine) -> None:
     assert "adds image: pillow[*, *, 3]" in lines
     assert "stage cpu (1 core)" in lines
     assert "size whole number, 1 to 16,384 256 Pixels." in lines
+    assert command("operators", "llamagen_vq") == 0
+    lines = [" ".join(line.split()) for line in command.out.splitlines()]
+    assert "peizesun/llamagen_t2i ds16_t2i 16,384 256 256" in lines
+    assert "paper arXiv:2406.06525" in lines
+    assert "licence MIT" in lines
+    settings = [line.split(" ")[0] for line in lines[lines.index("setting type default meaning") :]]
+    assert settings.index("weights") < settings.index("device") < settings.index("inputs")
     assert command("operators", "sequence") == 0
     lines = [" ".join(line.split()) for line in command.out.splitlines()]
     assert "fields depend on the settings" in lines

@@ -182,10 +182,13 @@ def test_indivisible_patch_names_the_ones_that_fit() -> None:
 def test_metadata_describes_the_tokens() -> None:
     op = DctFsq(DctFsqConfig(side=128, patch=16))
     assert op.metadata() == {
-        "grid": [8, 8],
-        "order": "row-major",
+        "layout": {
+            "positions": 64,
+            "streams": ["id"],
+            "codebook_sizes": [64_000],
+            "nested": False,
+            "grid": [8, 8],
+        },
         "codebook_levels": [8, 8, 8, 5, 5, 5],
-        "vocab_size": 64_000,
-        "nested": False,
     }
     assert op.outputs["tokens"].vocab_size == 64_000

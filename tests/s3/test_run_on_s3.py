@@ -55,6 +55,7 @@ def test_same_bytes_as_on_disk(
 
 
 def test_commands_reach_the_output_with_the_storage_options_of_a_job(
+    s3: Storage,
     output: str,
     options: dict[str, str],
     tmp_path: Path,
@@ -76,6 +77,9 @@ def test_commands_reach_the_output_with_the_storage_options_of_a_job(
     printed = capsys.readouterr().out
     assert f"{text_job.NUM_SAMPLES} samples" in printed
     assert "finished" in printed
+    assert "perplexity" in printed
+    [stream] = json.loads(s3.read(f"{output}/codebook.json"))["fields"]["tokens"]["streams"]
+    assert stream["all"]["ids"] == open_data_set(output, s3).manifest.totals["tokens"]["tokens"]
 
 
 WITHOUT_DISK = """
