@@ -10,8 +10,9 @@ from operators.image_tokenizers.quantize.base import Quantizer
 
 Metric = Literal["euclidean", "cosine", "dot"]
 
-_MAX_SCORES = 1 << 27
-"""Scores held at a time: 512 MiB. A codebook of 262,144 would otherwise need 17 GB a batch."""
+_MAX_SCORES = 1 << 24
+"""Scores held at a time: 64 MiB, of which caches hold much. A codebook of 262,144 would otherwise
+need 17 GB a batch."""
 
 
 class VQ(Quantizer):
@@ -70,8 +71,14 @@ def nearest(
         inner_product: Take the largest inner product, not the least Euclidean distance.
     """
     flat_ND = latents.reshape(-1, codes_KD.shape[1])
-    # |z - e|^2 is least where z.e - |e|^2 / 2 is largest: |z|^2 is the same for every code.
-    half_K = 0 if inner_product else codes_KD.square().sum(dim=1) / 2
-    rows = max(1, _MAX_SCORES // len(codes_KD))
-    parts = [(part @ codes_KD.T - half_K).argmax(dim=1) for part in flat_ND.split(rows)]
+    rows = min(max(1, _MAX_SCORES // len(codes_KD)), max(1, len(flat_ND)))
+    with torch.no_grad():
+        # |z - e|^2 is least where z.e - |e|^2 / 2 is largest: |z|^2 is the same for every code.
+        half_K = None if inner_product else codes_KD.square().sum(dim=1) / 2
+        buffer_NK, parts = flat_ND.new_empty(rows, len(codes_KD)), []
+        for part_ND in flat_ND.split(rows):
+            scores_NK = torch.mm(part_ND, codes_KD.T, out=buffer_NK[: len(part_ND)])
+            if half_K is not None:
+                scores_NK -= half_K
+            parts.append(scores_NK.argmax(dim=1))
     return torch.cat(parts).reshape(latents.shape[:-1])
