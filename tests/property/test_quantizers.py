@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from operators.errors import ContractError
-from operators.image_tokenizers.quantize import vq
+from operators.image_tokenizers.quantize import per_dimension, vq
 from operators.image_tokenizers.quantize.base import Quantizer
 from operators.image_tokenizers.quantize.fsq import FSQ
 from operators.image_tokenizers.quantize.lfq import BSQ, LFQ
@@ -244,9 +244,10 @@ def test_shared_entries_at_one_distance_give_the_lowest_id() -> None:
     assert quantizer.encode(torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0]])).tolist() == [0, 0]
 
 
-def test_a_latent_between_two_values_gives_the_lower() -> None:
-    quantizer = PerDimension(1, bits=1)
-    assert quantizer.encode(torch.tensor([[0.0], [1e-6]])).tolist() == [[0], [1]]
+def test_a_latent_between_two_values_gives_the_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_dimension, "_means_of_parts", lambda *_: torch.tensor([-2.0, 0, 1, 2]))
+    quantizer = PerDimension(4, low=-4, high=4, tail=4)  # so that nothing is rounded
+    assert quantizer.encode(torch.tensor([-1.0, 0.5, 1.5, 1.75])).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("quantizer", [LFQ(3), BSQ(3)], ids=["lfq", "bsq"])
