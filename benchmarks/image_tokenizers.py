@@ -152,7 +152,7 @@ def bare_call(op: Any, images: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Return the encoder and quantizer as plain PyTorch, on ready tensors."""
     half = op.config.dtype == "bfloat16"
     ready = images.to(torch.bfloat16) if half and not hasattr(op, "trace") else images
-    if op.channels_last:
+    if op.runs_channels_last:
         ready = ready.contiguous(memory_format=torch.channels_last)
 
     def call() -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Read tensors from the files that models are published in: safetensors, or pickles of torch."""
 
+import argparse
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +103,9 @@ def _unpickled(path: Path, where: str) -> Any:
 
     mapped = zipfile.is_zipfile(path)  # the format before torch 1.6 is read whole
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        # Training scripts save their arguments beside the tensors; a Namespace only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged bytes raise anything
         refused = _REFUSED.search(str(error))
         if refused is None:

@@ -112,6 +112,15 @@ class Checkpoint:
             raise self._missing()
         return path
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the stored tensors, sorted.
+
+        Raises:
+            SetupError: there is no weight file, or it is not whole.
+        """
+        with self._open(self.weight_path()) as file:
+            return tuple(sorted(file.names()))
+
     def identity(self) -> dict[str, object]:
         """Return what pins the weights: file digests, and the commit for the hub.
 

@@ -68,6 +68,14 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     retries: Sequence[Mapping[str, Any]] = ()
 
+    def fingerprint_of(self, partition: int) -> str:
+        """Return the fingerprint of the run, or of the retry, that a partition belongs to."""
+        for retry in self.retries:
+            first = retry["first_partition"]
+            if first <= partition < first + retry["partitions"]:
+                return str(retry["fingerprint"])
+        return self.fingerprint
+
     def to_json(self) -> bytes:
         """Return the bytes of ``manifest.json``: sorted keys, UTF-8, a final newline."""
         text = json.dumps(asdict(self), sort_keys=True, indent=1, ensure_ascii=False)

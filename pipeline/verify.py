@@ -152,15 +152,6 @@ def _num_planned(manifest: Manifest) -> int:
     return everything - added
 
 
-def _fingerprint_of(manifest: Manifest, partition: int) -> str:
-    """Return the fingerprint of the run, or of the retry, that a partition belongs to."""
-    for retry in manifest.retries:
-        first = retry["first_partition"]
-        if first <= partition < first + retry["partitions"]:
-            return str(retry["fingerprint"])
-    return manifest.fingerprint
-
-
 def _totals_problem(data: DataSet) -> str | None:
     totals = data.manifest.totals
     parts = totals["samples"] + totals["filtered"] + totals["quarantined"]
@@ -357,7 +348,7 @@ def _content_problem(data: DataSet, file: _HashedFile, row: Mapping[str, Any]) -
         return "not a shard: does not begin as an Arrow file"
     reader = pa.ipc.open_stream(pa.PythonFile(file, "r"))
     metadata = json.loads((reader.schema.metadata or {}).get(b"tokenmill", b"{}"))
-    if metadata.get("fingerprint") != _fingerprint_of(data.manifest, row["partition"]):
+    if metadata.get("fingerprint") != data.manifest.fingerprint_of(row["partition"]):
         return "carries another fingerprint than the manifest"
     for name, spec in data.manifest.fields.items():
         found = reader.schema.field(name).type if name in reader.schema.names else None

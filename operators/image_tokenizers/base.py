@@ -7,7 +7,7 @@ for one that needs nothing else.
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -126,6 +126,8 @@ ArchT = TypeVar("ArchT")
 class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     """Reads ``image`` uint8 [H, W, 3]; adds ``tokens``, laid out as ``layout`` says.
 
+    Tokenizers of other things than images say what with ``input_field`` and ``input_spec``.
+
     Given ``image`` [V, H, W, 3], views of one image, ``tokens`` has V in front as well. Ids are of
     the smallest unsigned type: [T], or [T, S] where a position has S of them.
 
@@ -164,7 +166,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     training_only: ClassVar[tuple[str, ...]] = ()
     """Prefixes of stored tensors that play no role after training."""
     channels_last: ClassVar[bool] = False
-    """The encoder is convolutional, and faster with channels last."""
+    """The encoder is convolutional, and on a GPU faster with channels last."""
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__(config)
@@ -208,6 +210,16 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
         Models that take several follow ``given_sides``, those of the job's images.
         """
+
+    @property
+    def input_field(self) -> str:
+        """Name of what is read."""
+        return "image"
+
+    @property
+    def input_spec(self) -> FieldSpec:
+        """What is read of one view."""
+        return FieldSpec("uint8", (*self.image_sides, 3))
 
     @abstractmethod
     def encoder_net(self) -> Any:
@@ -270,8 +282,9 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
     @property
     def inputs(self) -> Mapping[str, FieldSpec]:
-        """``image``."""
-        return {"image": FieldSpec("uint8", (*self._view_shape, *self.image_sides, 3))}
+        """``image``, or what ``input_field`` says."""
+        spec = self.input_spec
+        return {self.input_field: replace(spec, shape=(*self._view_shape, *spec.shape))}
 
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:
@@ -280,6 +293,15 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         most = max(layout.codebook_sizes)
         shape = (*self._view_shape, *layout.shape)
         return {"tokens": FieldSpec(smallest_uint(most), shape, vocab_size=most)}
+
+    @property
+    def runs_channels_last(self) -> bool:
+        """Whether the encoder's layout is channels last.
+
+        Not on a CPU: torch's group norm of that layout subtracts large squares there, and loses up
+        to four digits where a group's mean is far from zero.
+        """
+        return self.channels_last and self._device.startswith("cuda")
 
     @property
     def resources(self) -> Resources:
@@ -337,7 +359,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         encoder = self._load(self.encoder_net, self.encoder_ignores)
         if self.config.dtype == "bfloat16":
             self.to_bfloat16(encoder)
-        if self.channels_last:
+        if self.runs_channels_last:
             encoder.to(memory_format=torch.channels_last)
         self._encoder = encoder
         self._forward = torch.compile(encoder, dynamic=False) if self.config.compile else encoder
@@ -353,9 +375,9 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         """Tokenize a batch; see the class."""
         import torch
 
-        rows = num_rows(batch["image"])
-        check_column("image", batch["image"], self.inputs["image"], rows, self.config.name)
-        images = batch["image"]
+        name, images = self.input_field, batch[self.input_field]
+        rows = num_rows(images)
+        check_column(name, images, self.inputs[name], rows, self.config.name)
         views = [images] if self._views is None else list(images.unbind(1))
         tokens, finite = [], torch.ones(rows, dtype=torch.bool, device=images.device)
         for view, pixels in enumerate(views):
@@ -363,11 +385,19 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             tokens.append(self.tokens_of(latents, batch, view))
             finite &= torch.isfinite(latents).flatten(1).all(dim=1)
         joined = tokens[0] if self._views is None else torch.stack(tokens, dim=1)
-        return self._good(self.columns_of(joined, batch), finite)
+        return self._good(self.columns_of(joined, batch), finite, images)
 
     def prepare(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """Return what the encoder reads, float32 [B, 3, H, W], of uint8 [B, H, W, 3]."""
         return self.normalization.of(pixels.permute(0, 3, 1, 2).contiguous())
+
+    def unprepare(self, images: "torch.Tensor") -> "torch.Tensor":
+        """Return uint8 [B, H, W, 3] of what the decoder gives, float32 [B, 3, H, W]."""
+        return self.normalization.bytes_of(images).permute(0, 2, 3, 1)
+
+    def what_is_wrong(self, image: "torch.Tensor") -> str:  # noqa: ARG002 - bytes cannot be wrong
+        """Say why an image has latents that are not finite."""
+        return "the encoder gave NaN or infinity, expected finite latents"
 
     def latents_of(self, images: "torch.Tensor", batch: Batch, view: int) -> "torch.Tensor":  # noqa: ARG002 - sampled tokenizers need the keys
         """Return the latents of a batch's images."""
@@ -379,9 +409,9 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
 
         from operators.image_tokenizers.nn.precision import float32_arithmetic
 
-        if self.config.dtype == "bfloat16":
+        if self.config.dtype == "bfloat16" and images.is_floating_point():
             images = images.to(torch.bfloat16)
-        if self.channels_last:
+        if self.runs_channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), float32_arithmetic(tf32=self.config.dtype == "bfloat16"):
             found: torch.Tensor = self._forward(images).float()
@@ -426,15 +456,20 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
         """
         import torch
 
+        codes = self.codes_of(batch)
+        flat = codes if self._views is None else codes.flatten(0, 1)
+        images = [self.decode_tokens(rows).cpu() for rows in flat.split(_DECODE_ROWS)]
+        pixels = self.unprepare(torch.cat(images))
+        shape = (*codes.shape[: 1 if self._views is None else 2], *pixels.shape[1:])
+        return {self.input_field: pixels.reshape(shape).contiguous().numpy()}
+
+    def codes_of(self, batch: Batch) -> "torch.Tensor":
+        """Return the stored codes of a batch as ``decode_tokens`` takes them: checked int64 ids."""
+        import torch
+
         tokens = np.asarray(batch["tokens"])
         self._check_ids(tokens)
-        flat = torch.from_numpy(tokens.astype(np.int64))
-        if self._views is not None:
-            flat = flat.flatten(0, 1)
-        images = [self.decode_tokens(rows).cpu() for rows in flat.split(_DECODE_ROWS)]
-        pixels = self.normalization.bytes_of(torch.cat(images)).permute(0, 2, 3, 1)
-        shape = (*tokens.shape[: 1 if self._views is None else 2], *pixels.shape[1:])
-        return {"image": pixels.reshape(shape).contiguous().numpy()}
+        return torch.from_numpy(tokens.astype(np.int64))
 
     def decode_tokens(self, ids: "torch.Tensor") -> "torch.Tensor":
         """Return images float32 [B, 3, H, W], in the model's range, of integer ids [B, T(, S)]."""
@@ -569,11 +604,12 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
                 hint="these tokens were not made by this model",
             )
 
-    def _good(self, columns: Batch, finite: "torch.Tensor") -> Batch:
+    def _good(self, columns: Batch, finite: "torch.Tensor", images: "torch.Tensor") -> Batch:
         """Return the columns, unless rows have latents that are not finite."""
         if bool(finite.all()):
             return columns
         bad = np.flatnonzero(~finite.cpu().numpy())
-        reason = f"{self.config.name}: the encoder gave NaN or infinity, expected finite latents"
         good = {name: column[finite.to(column.device)] for name, column in columns.items()}
-        raise RowErrors({int(row): SampleError(reason) for row in bad}, good)
+        reasons = {int(row): self.what_is_wrong(images[row]) for row in bad}
+        where = self.config.name
+        raise RowErrors({row: SampleError(f"{where}: {why}") for row, why in reasons.items()}, good)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from operators.image_tokenizers.base import UNIT, ImageTokenizerConfig, Published, RandomWeights
 from operators.image_tokenizers.grid import GridTokenizer
-from operators.image_tokenizers.nn.cnn_arch import CNNArch, maskgit_name
+from operators.image_tokenizers.nn.cnn_arch import CNNArch, maskgit_cnn, maskgit_name
 from operators.image_tokenizers.published_config import read_config
 
 Size = Literal["imagenet_f16_256"]
@@ -28,27 +28,6 @@ class MaskGITArch:
 
     cnn: CNNArch
     codebook_size: int = 1024
-
-
-def maskgit_cnn(
-    width: int = 128,
-    mult: tuple[int, ...] = (1, 1, 2, 2, 4),
-    num_blocks: int = 2,
-    z_channels: int = 256,
-) -> CNNArch:
-    """Return MaskGIT's autoencoder: pooling, no attention, no biases, a quirk in the shortcut."""
-    return CNNArch(
-        width=width,
-        mult=mult,
-        num_blocks=num_blocks,
-        num_decoder_blocks=num_blocks,
-        z_channels=z_channels,
-        mid="blocks",
-        biases=False,
-        downsample="pool",
-        head_kernel=1,
-        shortcut_of_branch=True,
-    )
 
 
 class MaskGITVQConfig(ImageTokenizerConfig):

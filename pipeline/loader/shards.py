@@ -43,7 +43,8 @@ class ShardReader:
     ) -> None:
         self._fields = dict(fields)
         self._files = files
-        self._fingerprint = data_set.manifest.fingerprint
+        self._manifest = data_set.manifest
+        self._partitions = data_set.shards["partition"].to_numpy()
         self._stops: list[int] = np.cumsum(data_set.shards["num_samples"].to_numpy()).tolist()
         self._open: _Recent[_MappedShard] = _Recent(OPEN_SHARDS)
         self._decoded: _Recent[Mapping[str, Column]] = _Recent(DECODED_BATCHES)
@@ -102,10 +103,11 @@ class ShardReader:
         path, uri = str(self._files.path(number)), self._files.uri(number)
         with _integrity_errors(uri):
             shard = _MappedShard(path, self._fields)
-        if shard.fingerprint != self._fingerprint:
+        fingerprint = self._manifest.fingerprint_of(self._partitions[number])
+        if shard.fingerprint != fingerprint:
             raise IntegrityError(
                 f"{uri}: fingerprint {shard.fingerprint[:12]}, the manifest says "
-                f"{self._fingerprint[:12]}",
+                f"{fingerprint[:12]}",
                 hint="the folder mixes two data sets; copy the right one whole",
             )
         if shard.num_samples != expected:

@@ -84,6 +84,7 @@ CASES: dict[str, Case] = {
         },
         {"caption": ids(ROWS, 100)},
     ),
+    "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
 }
 
 

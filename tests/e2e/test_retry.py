@@ -168,6 +168,8 @@ def test_a_job_may_be_mended_in_its_operators(cli: CommandLine, pictures: dict[s
     totals = manifest(out)["totals"]
     assert totals["input_samples"] == totals["samples"]
     assert manifest(out)["retries"][0]["fingerprint"] != manifest(out)["fingerprint"]
+    read = TokenDataset(str(out), batch_size=4, shuffle=False)  # shards of both fingerprints
+    assert sum(len(batch["image_tokens"]) for batch in read) == 18
     other = {**pictures, "name": "others"}
     (cli.folder / "other.yaml").write_text(json.dumps(other))
     assert cli("retry", "out", "--job", "other.yaml") == 2

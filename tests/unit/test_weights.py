@@ -1,5 +1,6 @@
 """Checkpoints: where they may lie, what pins them, and every way in which they do not fit."""
 
+import argparse
 import hashlib
 import json
 import sys
@@ -46,6 +47,11 @@ def test_load_fills_every_parameter_in_its_dtype(tmp_path: Path) -> None:
     assert checkpoint(tmp_path).load_into(module) == ()
     assert module.weight.dtype == torch.float32
     assert torch.equal(module.weight, GOOD["weight"])
+
+
+def test_names_of_what_is_stored(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    assert checkpoint(tmp_path).names() == ("bias", "weight")
 
 
 def test_load_leaves_other_parts_and_names_those_of_training(tmp_path: Path) -> None:
@@ -164,8 +170,9 @@ def in_file(path: str | Path, **options: Any) -> Checkpoint:
         lambda tensors: tensors,
         lambda tensors: {"epoch": 3, "state_dict": tensors, "optimizer": {"x": torch.ones(9)}},
         lambda tensors: {"model": {"weight": torch.zeros(9)}, "ema": tensors},
+        lambda tensors: {"model": tensors, "args": argparse.Namespace(lr=1e-4, sizes=[1, 2])},
     ],
-    ids=["flat", "state_dict", "ema"],
+    ids=["flat", "state_dict", "ema", "args"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_of_a_pickle(tmp_path: Path, name: str, wrap: Any, zipped: bool) -> None:
@@ -222,8 +229,9 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
-    content = {"state_dict": GOOD, "hyper_parameters": Trap(tmp_path / "sprung")}
+@pytest.mark.parametrize("wrap", [lambda trap: trap, lambda trap: argparse.Namespace(x=trap)])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, wrap: Any, zipped: bool) -> None:
+    content = {"state_dict": GOOD, "hyper_parameters": wrap(Trap(tmp_path / "sprung"))}
     torch.save(content, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         SetupError, match=r"a\.ckpt: holds \S+, expected tensors .* save its tensors alone"

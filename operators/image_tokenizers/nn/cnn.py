@@ -121,7 +121,8 @@ class CNNDecoder(nn.Module):  # type: ignore[misc]
 
     def forward(self, z_BChw: torch.Tensor) -> torch.Tensor:
         """Return [B, 3, H, W]."""
-        x = self.conv_in(z_BChw)
+        # Rows of a grid come as channels last, and torch's group norm of that is inexact on a CPU.
+        x = self.conv_in(z_BChw.contiguous())
         for part in self.mid:
             x = part(x)
         for level in reversed(range(len(self.up))):
@@ -251,4 +252,4 @@ def _middle(arch: CNNArch, channels: int) -> nn.ModuleList:
 
     if arch.mid == "attention":
         return nn.ModuleList([block(), GridAttention(channels), block()])
-    return nn.ModuleList(block() for _ in range(arch.num_blocks))
+    return nn.ModuleList(block() for _ in range(2 if arch.mid == "pair" else arch.num_blocks))

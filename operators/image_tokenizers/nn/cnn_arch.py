@@ -21,7 +21,7 @@ class CNNArch:
         z_channels: What the encoder gives and the decoder takes.
         attention_levels: Levels with attention after each residual block.
         mid: Between the levels and the head: ``attention`` is a block, attention, a block;
-            ``blocks`` are ``num_blocks`` blocks.
+            ``blocks`` are ``num_blocks`` blocks; ``pair`` is two blocks, whatever their number.
         biases: Convolutions of blocks and the encoder's first one have biases.
         downsample: ``padded`` is a strided convolution with a zero row and column at the end;
             ``symmetric`` one with zeros all around; ``pool`` averages 2 x 2.
@@ -39,7 +39,7 @@ class CNNArch:
     num_decoder_blocks: int = 3
     z_channels: int = 256
     attention_levels: tuple[int, ...] = ()
-    mid: Literal["attention", "blocks"] = "attention"
+    mid: Literal["attention", "blocks", "pair"] = "attention"
     biases: bool = True
     downsample: Literal["padded", "symmetric", "pool"] = "padded"
     head_kernel: int = 3
@@ -60,6 +60,27 @@ class CNNArch:
     def channels(self, level: int) -> int:
         """Channels of a level."""
         return self.width * self.mult[level]
+
+
+def maskgit_cnn(
+    width: int = 128,
+    mult: tuple[int, ...] = (1, 1, 2, 2, 4),
+    num_blocks: int = 2,
+    z_channels: int = 256,
+) -> CNNArch:
+    """Return MaskGIT's autoencoder: pooling, no attention, no biases, a quirk in the shortcut."""
+    return CNNArch(
+        width=width,
+        mult=mult,
+        num_blocks=num_blocks,
+        num_decoder_blocks=num_blocks,
+        z_channels=z_channels,
+        mid="blocks",
+        biases=False,
+        downsample="pool",
+        head_kernel=1,
+        shortcut_of_branch=True,
+    )
 
 
 NameRule = Callable[[str], str]
@@ -96,3 +117,18 @@ def magvit2_name(name: str) -> str:
     """Return the name in Open-MAGVIT2's checkpoints."""
     name = name.replace(".mid.", ".mid_block.").replace(".downsample.conv.", ".downsample.")
     return name.replace(".upsample.conv.", ".upsample.conv1.")
+
+
+def gigatok_name(num_decoder_levels: int, *, to_space: bool) -> NameRule:
+    """Return the rule for GigaTok's checkpoints: LlamaGen's, and two names of its own."""
+    llamagen, last = llamagen_name(num_decoder_levels), num_decoder_levels - 1
+
+    def rule(name: str) -> str:
+        name = re.sub(
+            r"^decoder\.adaptive\.(\d+)\.",
+            lambda match: f"decoder.adaptive.{last - int(match[1])}.",
+            llamagen(name),
+        )
+        return name.replace(".upsample.conv.", ".upsample.conv1.") if to_space else name
+
+    return rule
