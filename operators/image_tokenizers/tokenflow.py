@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from operators.errors import SetupError
+from operators.extras import import_extra
 from operators.image_tokenizers.base import (
     SYMMETRIC,
     ImageTokenizer,
@@ -164,6 +165,10 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, TokenFlowArch]):
             name = name.replace(f"quantize.stages.0.codebooks.{number}.", f"quantize.{book}.")
         name = name.replace("encoder_vqkd.", "encoder_vqkd.vision_model.")
         return llamagen_name(self.arch.cnn.num_levels)(name)
+
+    def check_extras(self) -> None:
+        """Import the library of the vision tower."""
+        import_extra("transformers", extra=self.extra, where=self.config.name)
 
     def encoder_net(self) -> Any:
         """Build the encoder."""

@@ -1,5 +1,6 @@
 """tokenflow: published sizes, what a checkpoint may hold, and mistakes of a configuration."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def test_the_semantic_decoder_is_of_training_alone(tmp_path: Path) -> None:
 
 
 # --- mistakes ------------------------------------------------------------------------------------
+
+
+def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    op = MODEL.build(MODEL.write(tmp_path))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SetupError, match=r"pip install 'tokenmill\[vision\]'"):
+        op.setup("cpu")
 
 
 def test_a_tower_with_more_layers_than_configured(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from operators.errors import ContractError
 from operators.image_tokenizers.quantize import per_dimension, vq
 from operators.image_tokenizers.quantize.base import Quantizer
 from operators.image_tokenizers.quantize.fsq import FSQ
+from operators.image_tokenizers.quantize.keyed import KeyedCodes
 from operators.image_tokenizers.quantize.lfq import BSQ, LFQ
 from operators.image_tokenizers.quantize.per_dimension import PerDimension
 from operators.image_tokenizers.quantize.product import Product
@@ -42,6 +43,15 @@ def random_shared_index() -> SharedIndexVQ:
     for seed, book in enumerate(found.codebooks):
         generator = torch.Generator().manual_seed(seed)
         book.weight.data = torch.randn(book.weight.shape, generator=generator)
+    return found
+
+
+def random_keyed_codes() -> KeyedCodes:
+    found = KeyedCodes(30, 9, 3)
+    rows = torch.randn(3, 30, 3, generator=torch.Generator().manual_seed(0))
+    found.codes.data = F.normalize(rows, dim=-1)
+    for maps in (found.key_weight, found.value_weight):  # so that a code's vector is its key
+        maps.data = torch.eye(3).expand(3, 3, 3).clone()
     return found
 
 
@@ -127,6 +137,7 @@ CASES = [
     Case("per dimension", lambda: PerDimension(7), 7),
     Case("per dimension, 3 bits", lambda: PerDimension(2, bits=3, low=-1, high=2, tail=4.0), 2),
     Case("shared index", random_shared_index, 8),
+    Case("keyed codes", random_keyed_codes, 9),
 ]
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LEADS = st.sampled_from([(), (1,), (7,), (2, 3)])
