@@ -170,9 +170,8 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     config_file: ClassVar[str] = CONFIG_FILE
     tensors_under: ClassVar[tuple[str, ...]] = ()
     """Keys under which a pickle may hold the tensors."""
-    encoder_ignores: ClassVar[tuple[str, ...]] = ("decoder.",)
-    """Prefixes of stored tensors that only the decoder needs."""
     decoder_ignores: ClassVar[tuple[str, ...]] = ("encoder.",)
+    """Prefixes of stored tensors that only the encoder needs."""
     ema_prefix: ClassVar[str | None] = None
     """Before the names, without their dots, of a moving average that is read where it is stored."""
     training_only: ClassVar[tuple[str, ...]] = ()
@@ -252,6 +251,11 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     def weight_file(self) -> str:
         """Name of the weights in a folder or repository."""
         return WEIGHT_FILE
+
+    @property
+    def encoder_ignores(self) -> tuple[str, ...]:
+        """Prefixes of stored tensors that the encoder does without: those of the decoder."""
+        return ("decoder.",)
 
     def stored_name(self, name: str) -> str:
         """Return what the published files call a parameter of the nets."""
@@ -603,7 +607,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             else tokens.max(axis=tuple(range(tokens.ndim - 1)), initial=0)
         )
         least = tokens.min(initial=0)
-        if np.any(most >= np.array(sizes, np.uint64)) or least < 0:
+        if np.any(most > np.array([size - 1 for size in sizes], np.uint64)) or least < 0:
             found = least if least < 0 else int(np.max(most))
             raise ContractError(
                 f"{self.config.name}: id {found} is out of range, expected 0 to "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from operators.image_tokenizers.quantize.base import Quantizer, check_ids
+from operators.image_tokenizers.quantize.base import Quantizer
 from operators.image_tokenizers.quantize.mixed_radix import codebook_size, join_digits
 
 _MARGIN = 1e-3  # the bound lies this fraction outside the outermost values
@@ -41,10 +41,10 @@ class FSQ(Quantizer):
         half = torch.tensor([level // 2 for level in self.levels], device=latents.device)
         return join_digits(torch.round(self.bound(latents)).long() + half, self.levels)
 
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return float32 codes [..., C] in [-1, 1] of integer ids [...]."""
-        wide, base, codes = check_ids(ids, self.codebook_sizes), 1, []
+    def vectors(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return float32 codes [..., C] in [-1, 1] of int64 ids [...]."""
+        base, codes = 1, []
         for level in self.levels:
-            codes.append((wide // base % level - level // 2) / (level // 2))
+            codes.append((ids // base % level - level // 2) / (level // 2))
             base *= level
         return torch.stack(codes, dim=-1)

@@ -7,7 +7,7 @@ arXiv:2106.04283 ("memcodes").
 import torch
 from torch import nn
 
-from operators.image_tokenizers.quantize.base import Quantizer, check_ids
+from operators.image_tokenizers.quantize.base import Quantizer
 
 
 class KeyedCodes(Quantizer):
@@ -49,9 +49,8 @@ class KeyedCodes(Quantizer):
         ids_SN = (parts_SNd @ self.codes.float().transpose(1, 2)).argmax(dim=2)
         return ids_SN.T.reshape(*latents.shape[:-1], streams)
 
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return float32 vectors [..., D] of integer ids [..., S]."""
-        wide = check_ids(ids, self.codebook_sizes)
-        stream = torch.arange(len(self.codes), device=wide.device)
-        rows = self.codes.float()[stream, wide]  # [..., S, D / S]
+    def vectors(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return float32 vectors [..., D] of int64 ids [..., S]."""
+        stream = torch.arange(len(self.codes), device=ids.device)
+        rows = self.codes.float()[stream, ids]  # [..., S, D / S]
         return torch.einsum("...sd,sdc->...sc", rows, self.value_weight.float()).flatten(-2)

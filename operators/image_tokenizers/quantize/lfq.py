@@ -2,11 +2,13 @@
 
 import torch
 
-from operators.image_tokenizers.quantize.base import Quantizer, check_ids
+from operators.image_tokenizers.quantize.base import Quantizer
 
 
 class LFQ(Quantizer):
     """One bit per channel: 1 where the latent is above zero (Yu et al., 2024, arXiv:2310.05737).
+
+    With 64 bits an id is the int64 with the same bits, which becomes the uint64 when stored.
 
     Args:
         num_bits: D, the channels.
@@ -25,8 +27,8 @@ class LFQ(Quantizer):
     ) -> None:
         super().__init__()
         bits = num_bits // num_groups
-        if bits * num_groups != num_bits or bits > 63:
-            raise ValueError(f"{num_bits} bits in {num_groups} groups: expected equal, 1 to 63")
+        if bits * num_groups != num_bits or not 1 <= bits <= 64:
+            raise ValueError(f"{num_bits} bits in {num_groups} groups: expected equal, 1 to 64")
         self.num_groups, self._bits, self._radius = num_groups, bits, radius
         self._order = list(reversed(range(bits))) if first_is_high else list(range(bits))
 
@@ -41,9 +43,26 @@ class LFQ(Quantizer):
         ids = (ones << torch.tensor(self._order, device=latents.device)).sum(dim=-1)
         return ids[..., 0] if self.num_groups == 1 else ids
 
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return float32 [..., D] of integer ids [...], or [..., S]."""
-        wide = check_ids(ids, self.codebook_sizes)
-        groups = wide[..., None] if self.num_groups == 1 else wide
+    def vectors(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return float32 [..., D] of int64 ids [...], or [..., S]."""
+        groups = ids[..., None] if self.num_groups == 1 else ids
         ones = (groups[..., None] >> torch.tensor(self._order, device=ids.device)) & 1
         return (ones.flatten(-2).float() * 2 - 1) * self._radius
+
+
+class BSQ(LFQ):
+    """Binary spherical quantization (Zhao et al., 2024, arXiv:2406.07548).
+
+    The corner of a cube in the unit sphere nearest to the latent brought to length 1: which keeps
+    its signs, so that nothing is left to normalize.
+
+    Args:
+        num_bits: D, the channels.
+        num_groups: As for ``LFQ``.
+        first_is_high: As for ``LFQ``.
+    """
+
+    def __init__(self, num_bits: int, *, num_groups: int = 1, first_is_high: bool = False) -> None:
+        super().__init__(
+            num_bits, num_groups=num_groups, first_is_high=first_is_high, radius=num_bits**-0.5
+        )

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the customary name
 
-from operators.image_tokenizers.quantize.base import Quantizer, check_ids
+from operators.image_tokenizers.quantize.base import Quantizer
 
 Metric = Literal["euclidean", "cosine", "dot"]
 
-_MAX_SCORES = 1 << 27
-"""Scores held at a time: 512 MiB. A codebook of 262,144 would otherwise need 17 GB a batch."""
+_MAX_SCORES = 1 << 24
+"""Scores held at a time: 64 MiB, of which caches hold much. A codebook of 262,144 would otherwise
+need 17 GB a batch."""
 
 
 class VQ(Quantizer):
@@ -22,7 +23,7 @@ class VQ(Quantizer):
         dim: D.
         metric: ``euclidean``: the least distance. ``cosine``: the same after both sides are
             brought to length 1. ``dot``: the largest inner product with the entries as they are.
-        normalized: ``decode`` gives entries of length 1.
+        normalized: ``vectors`` gives entries of length 1.
 
     Attributes:
         embedding: The codebook, ``embedding.weight`` [K, D].
@@ -53,9 +54,9 @@ class VQ(Quantizer):
             codes_KD, wide = F.normalize(codes_KD, dim=-1), F.normalize(wide, dim=-1)
         return nearest(wide, codes_KD, inner_product=self.metric == "dot")
 
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return float32 entries [..., D] of integer ids [...]."""
-        rows = F.embedding(check_ids(ids, self.codebook_sizes), self.embedding.weight.float())
+    def vectors(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return float32 entries [..., D] of int64 ids [...]."""
+        rows = F.embedding(ids, self.embedding.weight).float()
         return F.normalize(rows, dim=-1) if self.normalized else rows
 
 
@@ -70,8 +71,14 @@ def nearest(
         inner_product: Take the largest inner product, not the least Euclidean distance.
     """
     flat_ND = latents.reshape(-1, codes_KD.shape[1])
-    # |z - e|^2 is least where z.e - |e|^2 / 2 is largest: |z|^2 is the same for every code.
-    half_K = 0 if inner_product else codes_KD.square().sum(dim=1) / 2
-    rows = max(1, _MAX_SCORES // len(codes_KD))
-    parts = [(part @ codes_KD.T - half_K).argmax(dim=1) for part in flat_ND.split(rows)]
+    rows = min(max(1, _MAX_SCORES // len(codes_KD)), max(1, len(flat_ND)))
+    with torch.no_grad():
+        # |z - e|^2 is least where z.e - |e|^2 / 2 is largest: |z|^2 is the same for every code.
+        half_K = None if inner_product else codes_KD.square().sum(dim=1) / 2
+        buffer_NK, parts = flat_ND.new_empty(rows, len(codes_KD)), []
+        for part_ND in flat_ND.split(rows):
+            scores_NK = torch.mm(part_ND, codes_KD.T, out=buffer_NK[: len(part_ND)])
+            if half_K is not None:
+                scores_NK -= half_K
+            parts.append(scores_NK.argmax(dim=1))
     return torch.cat(parts).reshape(latents.shape[:-1])
