@@ -17,7 +17,9 @@ from operators import registry
 from operators.base import Batch, FieldSpec, Filter, Operator, OperatorConfig, Ragged, Verdict
 from operators.columns import take_batch
 from operators.testing import assert_operator_contract
+from operators.text.boundlessbpe import BoundlessBPETrainer, BoundlessBPETrainerConfig
 from tests.golden_tokenizer import GoldenModel, models
+from tests.text_documents import documents, quiet, some_texts
 
 ROWS = 5
 RNG = np.random.default_rng(0)
@@ -67,9 +69,19 @@ def golden(model: GoldenModel) -> Case:
     return case
 
 
+def boundlessbpe(folder: Path) -> tuple[dict[str, Any], Batch]:
+    """The case of an operator that reads what its trainer wrote."""
+    config = BoundlessBPETrainerConfig(vocab_size=300)
+    files = BoundlessBPETrainer(config).train(documents(some_texts(20)), quiet)
+    path = folder / "tokenizer.model"
+    path.write_bytes(files["tokenizer.model"])
+    return {"tokenizer": str(path)}, {"text": TEXTS}
+
+
 CASES: dict[str, Case] = {
     **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "boundlessbpe": boundlessbpe,
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
     "center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "crops": lambda _: (
