@@ -39,6 +39,7 @@ COMMANDS = {
         "--workers",
     },
     "train-tokenizer": {"job_file", "--fresh", "--limit", "--output"},
+    "trainers": {"name"},
     "validate": {"job_file"},
     "verify": {"output", "--job", "--golden", "--repair"},
 }
