@@ -251,14 +251,10 @@ def end_to_end(name: str, cls: Any, options: Figures, args: argparse.Namespace) 
         )
         took = clock.commits[-1] - clock.commits[0]
         report = json.loads((Path(folder) / "out" / "report.json").read_text(encoding="utf-8"))
-    return {"run": args.rounds * count / took, "limit": limit_of(report)}
-
-
-def limit_of(report: Figures) -> str:
-    """Return the stage that was busy for the largest share of the time."""
-    stages: Sequence[Figures] = report["stages"]
-    busiest = max(stages, key=lambda stage: stage["busy"])
-    return str(busiest["name"])
+    return {
+        "run": args.rounds * count / took,
+        "limit": report["limit"]["step"] or report["limit"]["stage"],
+    }
 
 
 def make_tar(path: Path, count: int, seed: int) -> None:
