@@ -139,7 +139,7 @@ def measure(name: str, args: argparse.Namespace, rate: float) -> Figures:
 
 def smallest(cls: Any) -> Published:
     """Return the smallest published model that makes ids of images."""
-    found = []
+    found: list[tuple[int, int, Published]] = []
     for published in cls.published:
         config = {
             "name": cls.Config.model_fields["name"].default,
