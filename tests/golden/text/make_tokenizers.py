@@ -1,4 +1,4 @@
-"""Write the tokenizers that the tests of ``hf_text`` use. Run it from this folder.
+"""Write the tokenizers that the tests of ``text_tokenizer`` use. Run it from this folder.
 
 ``bytelevel_bpe.json``: byte-level BPE of 400 ids, trained on the sentences below, with three
 special tokens, a template that adds ``<s>`` and ``</s>``, one added token that is not special, and
