@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from operators.base import Ragged
 from operators.errors import ContractError, SetupError
@@ -35,11 +34,10 @@ POLICIES = [Policy(), Policy(parse=True), Policy(template=True)]
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons of one test are not those of another; setup() changes the environment."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.setattr(choosing, "_compared", {})
-    return
 
 
 def column(texts: list[str]) -> pa.Array:
@@ -248,7 +246,7 @@ def test_tiktoken_says_what_it_cannot_express(changes: dict[str, Any], why: str)
 
 
 def test_tiktoken_adds_no_template() -> None:
-    with pytest.raises(ContractError, match="cannot express .*it adds no template"):
+    with pytest.raises(ContractError, match=r"cannot express .*it adds no template"):
         ready(backend="tiktoken", add_special_tokens=True)
 
 
