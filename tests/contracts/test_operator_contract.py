@@ -78,7 +78,6 @@ CASES: dict[str, Case] = {
     ),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
-    "hf_text": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
     "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "sequence": lambda _: (
@@ -89,6 +88,7 @@ CASES: dict[str, Case] = {
         {"caption": ids(ROWS, 100)},
     ),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
+    "text_tokenizer": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
 }
 
 
