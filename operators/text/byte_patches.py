@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged
+from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, TokenPieces
+from operators.text.algorithms.token_pieces import byte_pieces
 from operators.text.text_column import check_no_nulls, text_of_bytes, utf8_bytes
 
 NUM_BYTES = 256
@@ -92,6 +93,10 @@ class BytePatches(Operator[BytePatchesConfig]):
             "tokens": documents,
             "patch_lengths": Ragged(lengths.values.astype(np.uint32), lengths.offsets),
         }
+
+    def pieces(self) -> TokenPieces:
+        """Return the byte that each id is."""
+        return byte_pieces(NUM_BYTES)
 
     def decode(self, batch: Batch) -> Batch:
         """Return ``text`` of ``tokens``."""

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged
+from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, TokenPieces
 from operators.columns import take
 from operators.errors import RowErrors
 from operators.text.algorithms.characters import unicode_library
+from operators.text.algorithms.token_pieces import byte_pieces
 from operators.text.algorithms.word_boundaries import cut_long, hat_words, load_tables
 from operators.text.text_column import check_no_nulls, text_of_bytes, utf8_bytes
 from operators.text.valid_utf8 import other_rows, undecodable
@@ -85,6 +86,10 @@ class HATWords(Operator[HATWordsConfig]):
         lengths = np.diff(np.append(starts, len(documents.values))).astype(np.uint32)
         offsets = np.searchsorted(starts, documents.offsets)
         return {"tokens": documents, "word_lengths": Ragged(lengths, offsets)}
+
+    def pieces(self) -> TokenPieces:
+        """Return the byte that each id is."""
+        return byte_pieces(NUM_BYTES)
 
     def decode(self, batch: Batch) -> Batch:
         """Return ``text`` of ``tokens``."""

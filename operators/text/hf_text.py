@@ -12,9 +12,18 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, smallest_uint
+from operators.base import (
+    Batch,
+    FieldSpec,
+    Operator,
+    OperatorConfig,
+    Ragged,
+    TokenPieces,
+    smallest_uint,
+)
 from operators.columns import take
 from operators.errors import ContractError, RowErrors, SampleError, SetupError
+from operators.text.algorithms.token_pieces import pieces_of_tokenizer_json
 from operators.text.document_ends import add_ends
 from operators.text.text_column import check_no_nulls, utf8_bytes
 from operators.text.tokenizer_file import TokenizerFile, is_path, read_tokenizer_file
@@ -171,6 +180,10 @@ class HFText(Operator[HFTextConfig]):
             documents.append(ids[start:stop])
         texts = self._tokenizer.decode_batch(documents, skip_special_tokens=self._escapes)
         return {"text": pa.array(texts, pa.large_string())}
+
+    def pieces(self) -> TokenPieces:
+        """Return what each id stands for, by the tokenizer's own decoder."""
+        return pieces_of_tokenizer_json(self._file.data, self._vocab_size)
 
     @property
     def _escapes(self) -> bool:
