@@ -38,6 +38,16 @@ COMMANDS = {
         "--output",
         "--workers",
     },
+    "tokenizer-report": {
+        "targets",
+        "--group",
+        "--job",
+        "--json",
+        "--plot",
+        "--reference",
+        "--sample",
+        "--tokenizer",
+    },
     "validate": {"job_file"},
     "verify": {"output", "--job", "--golden", "--repair"},
 }
