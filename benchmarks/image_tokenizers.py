@@ -132,7 +132,7 @@ def measure(name: str, args: argparse.Namespace, rate: float) -> Figures:
     figures["matmul_share"] = figures["bare"] * gflop * 1e9 / rate
     del op, calls
     if not args.no_run:
-        figures.update(end_to_end(name, cls, options, args))
+        figures.update(end_to_end(name, cls, options, side, args))
         figures["run_per_operator"] = figures["run"] / figures["operator"]
     return figures
 
@@ -213,7 +213,9 @@ def matmul_rate(device: str, dtype: str) -> float:
     return float(best)
 
 
-def end_to_end(name: str, cls: Any, options: Figures, args: argparse.Namespace) -> Figures:
+def end_to_end(
+    name: str, cls: Any, options: Figures, side: int, args: argparse.Namespace
+) -> Figures:
     """Return images/s of a job over JPEG files, and what held it back."""
     from pipeline import runner
     from pipeline.spec import parse_job
@@ -234,7 +236,8 @@ def end_to_end(name: str, cls: Any, options: Figures, args: argparse.Namespace) 
         # One tar to warm up, as many again to measure.
         for tar in range(args.rounds + 1):
             make_tar(Path(folder) / "tars" / f"{tar}.tar", count, seed=tar)
-        steps = [{"name": "decode_image"}, *cls.preprocessing, {"name": name, **options}]
+        prepare = [{**s, **({"size": side} if "size" in s else {})} for s in cls.preprocessing]
+        steps = [{"name": "decode_image"}, *prepare, {"name": name, **options}]
         job = {
             "name": name,
             "source": {
