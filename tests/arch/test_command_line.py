@@ -26,7 +26,7 @@ COMMANDS = {
         "--workers",
     },
     "sample-data": {"folder"},
-    "schema": {"path"},
+    "schema": {"path", "--training"},
     "status": {"output", "--job"},
     "submit": {
         "job_file",
@@ -48,6 +48,7 @@ COMMANDS = {
         "--sample",
         "--tokenizer",
     },
+    "train-tokenizer": {"job_file", "--fresh", "--limit", "--output"},
     "validate": {"job_file"},
     "verify": {"output", "--job", "--golden", "--repair"},
 }
