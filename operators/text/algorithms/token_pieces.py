@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from operators.base import TokenPieces
+from operators.text.algorithms.byte_level import BYTES
 
 _NUM_BYTES = 256
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -72,25 +73,17 @@ def _parts(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 def _speller(model: Mapping[str, Any], parts: set[str]) -> Callable[[str], bytes]:
     inside = model.get("continuing_subword_prefix") or ""
     end = model.get("end_of_word_suffix") or ""
-    byte_of = _letters_of_bytes() if "ByteLevel" in parts else {}
+    byte_of = BYTES if "ByteLevel" in parts else {}
     marks_spaces = bool({"Metaspace", "Replace"} & parts)
     spells_bytes = "ByteFallback" in parts or bool(model.get("byte_fallback"))
 
     def spell(piece: str) -> bytes:
         piece = piece.removeprefix(inside) if piece != inside else piece
         piece = piece.removesuffix(end) if piece != end else piece
-        if byte_of and all(letter in byte_of for letter in piece):
-            return bytes(byte_of[letter] for letter in piece)
+        if byte_of and all(ord(letter) in byte_of for letter in piece):
+            return bytes(byte_of[ord(letter)] for letter in piece)
         if spells_bytes and (found := _BYTE_PIECE.fullmatch(piece)):
             return bytes([int(found[1], 16)])
         return (piece.replace(_SPACE_MARK, " ") if marks_spaces else piece).encode()
 
     return spell
-
-
-def _letters_of_bytes() -> dict[str, int]:
-    """Return the letter for every byte: itself where it can be seen, else one from U+0100 on."""
-    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(_NUM_BYTES) if byte not in seen]
-    letters = {chr(byte): byte for byte in sorted(seen)}
-    return letters | {chr(_NUM_BYTES + i): byte for i, byte in enumerate(hidden)}
