@@ -373,7 +373,7 @@ class TokenizerMeter:
         encoded = groups.fill_null("(none)").dictionary_encode()
         places = []
         for name in encoded.dictionary.to_pylist():
-            if name not in self._groups and len(self._groups) == MAX_GROUPS:
+            if name not in self._groups and len(self._groups) >= MAX_GROUPS:
                 name = f"({MAX_GROUPS} others)"  # noqa: PLW2901 - what is left of them
             places.append(self._groups.setdefault(name, len(self._groups)))
         missing = len(self._groups) - len(self._group_sums)

@@ -18,7 +18,7 @@ from operators.base import Ragged, TokenPieces
 from operators.text.byte_text import ByteText, ByteTextConfig
 from operators.text.hf_text import HFText, HFTextConfig
 from pipeline.errors import SetupError, SpecError
-from pipeline.report import tokenizer_plots
+from pipeline.report import tokenizer_plots, tokenizer_report
 from pipeline.report.tokenizer_report import (
     DAMAGES,
     PieceTable,
@@ -158,6 +158,14 @@ def test_groups_and_premiums() -> None:
     again = figures(texts, [[2], [0, 2], [0, 1], [5, 6]], ["en", "en", None, "fr"], reference="fr")
     assert again.reference_group == "fr"
     assert again.groups["en"].premium_per_character == pytest.approx((3 / 5) / 2)
+
+
+def test_groups_beyond_the_most_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_report, "MAX_GROUPS", 2)
+    rows = [[2]] * 6
+    found = figures(["ab"] * 6, rows, ["a", "b", "c", "d", "a", "e"])
+    counts = {name: group.documents for name, group in found.groups.items()}
+    assert counts == {"(2 others)": 3, "a": 2, "b": 1}
 
 
 def test_normalised_length_is_given_for_the_same_texts_alone() -> None:
