@@ -70,6 +70,7 @@ def golden(model: GoldenModel) -> Case:
 CASES: dict[str, Case] = {
     **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "byte_patches": lambda _: ({}, {"text": TEXTS}),
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
     "center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "crops": lambda _: (
@@ -78,7 +79,10 @@ CASES: dict[str, Case] = {
     ),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
+    "digit_groups": lambda _: ({}, {"text": TEXTS}),
+    "hat_words": lambda _: ({"max_word_bytes": 100}, {"text": TEXTS}),
     "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
+    "numeric_tokens": lambda _: ({}, {"text": TEXTS}),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "sequence": lambda _: (
         {
@@ -88,6 +92,10 @@ CASES: dict[str, Case] = {
         {"caption": ids(ROWS, 100)},
     ),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
+    "text4seg": lambda _: (
+        {"labels": ["others", "cat"], "grid": 4},
+        {"mask": RNG.integers(0, 2, (ROWS, 9, 7)).astype(np.uint8)},
+    ),
     "text_tokenizer": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
 }
 
