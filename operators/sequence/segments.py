@@ -164,3 +164,14 @@ def once(num_rows: int, segment: int) -> tuple[np.ndarray, np.ndarray]:
 def starts_of(counts: np.ndarray) -> np.ndarray:
     """Return int64 [N + 1], what stands before each of N counts, and the sum of all."""
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
+
+
+def rows_of_matrix(pool: SegmentPool, columns: Sequence[np.ndarray]) -> Ragged:
+    """Return N rows of equally many segments each.
+
+    Args:
+        pool: What is picked from; an empty literal stands where a row has nothing.
+        columns: Of every place in turn, the segment that stands there, int64 [N].
+    """
+    values, lengths = pool.take(np.column_stack(columns).ravel())
+    return Ragged(values, starts_of(lengths)[:: len(columns)])

@@ -64,11 +64,11 @@ class FieldEntry(BaseModel):
 
 
 def _kind(entry: Any) -> str:
-    if isinstance(entry, str):
-        return "token"
-    if isinstance(entry, FieldEntry) or "field" in entry or "modality" in entry:
+    if isinstance(entry, FieldEntry):
         return "entry"
-    return "field"
+    if not isinstance(entry, dict):
+        return "token"
+    return "entry" if {"field", "modality"} & set(entry) else "field"
 
 
 TemplateEntry = Annotated[
