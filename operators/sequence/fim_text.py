@@ -97,7 +97,7 @@ class FimTextConfig(OperatorConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class _Cuts:
+class Cuts:
     """Where N texts are cut, and how.
 
     Attributes:
@@ -166,21 +166,21 @@ class FimText(Operator[FimTextConfig]):
         arrange = self._arrange_se if self.config.layout == "fim_se" else self._arrange_plain
         return {"text": text_of_bytes(arrange(texts, cuts, cuts_N2))}
 
-    def _cuts(self, lengths: np.ndarray, keys: pa.Array) -> _Cuts:
+    def _cuts(self, lengths: np.ndarray, keys: pa.Array) -> Cuts:
         if self.config.draws == "length":
             return _cuts_by_length(lengths, self.config.share)
         draws = draws_of_keys(self.config.seed, "fim_text", keys)
         is_moved = draws[:, 0] < self.config.share
         if self.config.layout == "plain":
             places = np.floor(draws[:, 1:3] * (lengths + 1)[:, None]).astype(np.int64)
-            return _Cuts(is_moved, np.sort(places, axis=1), draws[:, 3])
+            return Cuts(is_moved, np.sort(places, axis=1), draws[:, 3])
         is_moved &= lengths >= 2
         # Two different places: the second counts those that the first left.
         choices = np.column_stack((lengths, lengths - 1))
         places = np.floor(draws[:, 1:3] * choices).astype(np.int64)
         places[:, 1] += places[:, 1] >= places[:, 0]
         places[~is_moved] = 0
-        return _Cuts(is_moved, np.sort(places, axis=1), draws[:, 3])
+        return Cuts(is_moved, np.sort(places, axis=1), draws[:, 3])
 
     def _texts_with_sentinels(self, column: pa.Array) -> dict[int, SampleError]:
         errors: dict[int, SampleError] = {}
@@ -192,7 +192,7 @@ class FimText(Operator[FimTextConfig]):
                 )
         return errors
 
-    def _arrange_plain(self, texts: Ragged, cuts: _Cuts, cuts_N2: np.ndarray) -> Ragged:
+    def _arrange_plain(self, texts: Ragged, cuts: Cuts, cuts_N2: np.ndarray) -> Ragged:
         pool = SegmentPool("uint8")
         bounds = np.column_stack((texts.offsets[:-1], cuts_N2)).ravel()
         first = pool.add(texts.values, np.append(bounds, texts.offsets[-1]))
@@ -216,7 +216,7 @@ class FimText(Operator[FimTextConfig]):
             ],
         )
 
-    def _arrange_se(self, texts: Ragged, cuts: _Cuts, cuts_N2: np.ndarray) -> Ragged:
+    def _arrange_se(self, texts: Ragged, cuts: Cuts, cuts_N2: np.ndarray) -> Ragged:
         starts, stops = texts.offsets[:-1], texts.offsets[1:]
         before, after = cuts_N2.T
         newlines = np.flatnonzero(texts.values == NEWLINE)
@@ -265,7 +265,7 @@ class FimText(Operator[FimTextConfig]):
         return {name: np.where(is_moved, literal, nothing) for name, literal in literals.items()}
 
 
-def _cuts_by_length(lengths: np.ndarray, rate: float) -> _Cuts:
+def _cuts_by_length(lengths: np.ndarray, rate: float) -> Cuts:
     """Draw as the authors of FIM-SE do: from a Mersenne twister seeded with the length."""
     is_moved = np.zeros(len(lengths), bool)
     places = np.zeros((len(lengths), 2), np.int64)
@@ -277,4 +277,4 @@ def _cuts_by_length(lengths: np.ndarray, rate: float) -> _Cuts:
             is_moved[rows] = True
             places[rows] = np.sort(random.choice(length, 2, replace=False))
             choice[rows] = random.rand()
-    return _Cuts(is_moved, places, choice)
+    return Cuts(is_moved, places, choice)

@@ -73,8 +73,8 @@ def hilbert(height: int, width: int) -> Order:
 
     Squares whose side is a power of two get Hilbert's own curve; other grids one that is cut
     in the same manner, into two parts where a rectangle is long and into three where it is not.
-    Cells that follow each other share a side, but for one diagonal step where the longer side is
-    odd and the shorter one even.
+    Cells that follow each other share a side; where the longer side is odd and the shorter one
+    even, one step may be diagonal.
     """
     found: list[tuple[int, int]] = []
     if width >= height:
