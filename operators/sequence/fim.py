@@ -144,8 +144,8 @@ class Fim(Operator[FimConfig]):
             ids = tokens[row]
             places = np.flatnonzero(np.isin(ids, list(names)))
             parts = {"": ids[: places[0]] if len(places) else ids}
-            for place, stop in zip(places, [*places[1:], len(ids)], strict=True):
-                parts[names[int(ids[place])]] = ids[place + 1 : stop]
+            for place, part in zip(places, np.split(ids, places)[1:], strict=True):
+                parts[names[int(ids[place])]] = part[1:]
             # In SPM the prefix stands with the middle, and its own part is empty.
             order = ("", "prefix", "middle", "suffix")
             documents.append(np.concatenate([parts[name] for name in order if name in parts]))
