@@ -115,7 +115,7 @@ class SequenceConfig(OperatorConfig):
         layout = self.layout()
         fields: set[str] = set()
         for position, item in enumerate(self.template):
-            where = f"template: entry {position + 1}"
+            where = f"template[{position}]"
             if isinstance(item, str):
                 layout.check_special(item, where)
                 continue

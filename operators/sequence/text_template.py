@@ -44,7 +44,7 @@ class TextTemplateConfig(OperatorConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for position, part in enumerate(self.template):
-            where = f"template: entry {position + 1}"
+            where = f"template[{position}]"
             try:
                 for _, field in pieces_of(_text_of(part)):
                     if field is not None and not field:

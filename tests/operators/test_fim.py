@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.base import FieldSpec, Invertible
+from operators.base import FieldSpec, Invertible, Ragged
 from operators.errors import ContractError, RowErrors
 from operators.sequence.fim import Fim, FimConfig
 from operators.sequence.keyed_draws import draws_of_keys
@@ -76,7 +76,9 @@ def test_shares_and_places_are_even() -> None:
     num, length = 20_000, 9
     op = operator(rate=0.6, spm_rate=0.25)
     tokens = np.tile(np.arange(length, dtype=np.uint8), num)
-    rows = rows_of(op({"tokens": ragged(tokens.reshape(num, -1)), "key": keys(num)})["tokens"])
+    rows = rows_of(
+        op({"tokens": Ragged(tokens, length * np.arange(num + 1)), "key": keys(num)})["tokens"]
+    )
     moved = [row for row in rows if row[0] == PRE]
     assert abs(len(moved) / num - 0.6) < 0.02
     # SPM, or PSM with an empty prefix: one of two even places 0..9 is 0.

@@ -85,9 +85,9 @@ def test_null_is_refused_and_its_field_named() -> None:
     [
         ([], "at least 1 item"),
         (["plain"], r"template: \['plain'\] names no field"),
-        (["{a}", "{"], r"template: entry 2: '{': .*write {field}, and {{ or }} for a brace"),
-        (["{a} }"], "template: entry 1: '{a} }'"),
-        (["{}"], "entry 1: '{}': `{}` names no field"),
+        (["{a}", "{"], r"template\[1\]: '{': .*write {field}, and {{ or }} for a brace"),
+        (["{a} }"], r"template\[0\]: '{a} }'"),
+        (["{}"], r"template\[0\]: '{}': `{}` names no field"),
         (["{a:>5}"], "field 'a' has a format or conversion"),
         (["{a!r}"], "field 'a' has a format or conversion"),
         (["{a}", {"text": "x"}], "Field required"),
