@@ -44,16 +44,16 @@ class Role(BaseModel):
 
 
 class ChatConfig(OperatorConfig):
-    """What a job may say about ``chat``.
+    r"""What a job may say about ``chat``.
 
     Example:
-        >>> end = ["<|im_end|>", {"text": chr(10)}]
+        >>> end = ["<|im_end|>", {"text": "\n"}]
         >>> config = ChatConfig(
         ...     tokenizer={"name": "hf_text", "tokenizer": "Qwen/Qwen2.5-0.5B"},
         ...     roles={
-        ...         "user": {"before": ["<|im_start|>", {"text": "user" + chr(10)}], "after": end},
+        ...         "user": {"before": ["<|im_start|>", {"text": "user\n"}], "after": end},
         ...         "assistant": {
-        ...             "before": ["<|im_start|>", {"text": "assistant" + chr(10)}],
+        ...             "before": ["<|im_start|>", {"text": "assistant\n"}],
         ...             "after": end,
         ...             "loss": True,
         ...         },

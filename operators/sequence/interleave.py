@@ -142,7 +142,7 @@ class Interleave(Operator[InterleaveConfig]):
     A document with more or fewer images than places for them is a bad row, as is one whose parts
     do not add up to its text: nothing is left out silently.
 
-    About 700 million ids/s on one core with a mask, documents of 500 ids of text and 3 images of 256.
+    About 700 million ids/s on one core with a mask, documents of 500 ids and 3 images of 256.
     """
 
     Config = InterleaveConfig

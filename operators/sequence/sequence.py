@@ -185,7 +185,8 @@ class Sequence(Operator[SequenceConfig]):
 
     A field has one dimension, ragged or dense, or two: several images of a sample, [V, T], or any
     number of them with T ids each. They stand one after another, each between ``before`` and
-    ``after``. These, like ``instead``, belong to their field in ``loss_on``.
+    ``after``. These, like ``instead``, belong to their field in ``loss_on``. (Positions with
+    several ids, [T, S], come out position by position; give those no ``before`` or ``after``.)
 
     ``drop`` leaves a field out of a share of the samples, with its ``before`` and ``after``:
     classifier-free guidance (https://arxiv.org/abs/2207.12598, section 3.2) drops captions from

@@ -108,6 +108,23 @@ def test_chats_in_tars_and_their_mask(command: CommandLine) -> None:
     assert mask[0] == 0
 
 
+def test_filled_in_middles_find_their_place_in_the_vocabulary(command: CommandLine) -> None:
+    fim = "  - name: fim\n    rate: 1\n    inputs: {tokens: caption_tokens}\n"
+    fim += "    outputs: {tokens: caption_tokens}\n  - name: sequence"
+    job = JOB.replace("  - name: sequence", fim)
+    write_corpus(command.folder)
+    write_job(command.folder, job)
+    assert command("plan", "job.yaml") == 2
+    assert "reads 'caption_tokens' as" in command.err
+    write_job(command.folder, job.replace("text: 256", "text: 259"))
+    assert command("run", "job.yaml", "--engine", "inline") == 0, command.err
+    for batch in TokenDataset(str(command.folder / "out"), batch_size=1, shuffle=False):
+        # <bos> and <boi> come first in the vocabulary, so every id of the text is 2 more.
+        row = batch["sequence"][0].tolist()
+        assert row[1] == 2 + 256
+        assert {2 + 257, 2 + 258} < set(row)
+
+
 def test_order_follows_a_tokenizer_of_the_job(command: CommandLine) -> None:
     order = "  - name: grid_order\n    order: diagonals\n    inputs: {tokens: image_tokens}\n"
     order += "    outputs: {tokens: image_tokens}\n"
