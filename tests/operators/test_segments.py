@@ -19,7 +19,7 @@ segments = st.lists(st.lists(st.integers(0, 200), max_size=4), min_size=1, max_s
 def test_any_picks_are_joined_as_lists_would_be(
     parts: list[tuple[Rows, int]], data: st.DataObject
 ) -> None:
-    pool, whole = SegmentPool("uint16"), []
+    pool, whole = SegmentPool("uint16"), list[list[int]]()
     for some, shift in parts:
         column = ragged(some, "int64")
         assert pool.add(column.values, column.offsets, shift) == len(whole)
