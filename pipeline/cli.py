@@ -601,7 +601,8 @@ def tokenizer_report(
         list[str] | None,
         typer.Option(
             help="One more tokenizer for the texts of jobs: an operator's name, or its settings "
-            "as in a job, e.g. '{name: text_tokenizer, tokenizer: gpt2}'. May be given several times.",
+            "as in a job, e.g. '{name: text_tokenizer, tokenizer: gpt2}'. May be given several "
+            "times.",
             show_default=False,
         ),
     ] = None,
