@@ -27,7 +27,6 @@ from pipeline.sources.listing import join_ranges, list_files, whole_files
 from pipeline.sources.objects import CHUNK_BYTES, DamagedError, open_planned, open_stream
 from pipeline.storage import Storage
 
-
 _WHOLE_LINE = "@line"
 
 
