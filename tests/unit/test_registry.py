@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from operators import registry
@@ -14,6 +15,7 @@ STRANGER = '''
 """A tokenizer in one file."""
 from typing import Literal
 import numpy as np
+import pyarrow as pa
 from operators.base import FieldSpec, Operator, OperatorConfig
 
 
@@ -67,3 +69,63 @@ def test_a_stranger_adds_a_tokenizer_in_one_file(
         assert_operator_contract(operator, {"image": image})  # type: ignore[arg-type]
     finally:
         registry.all_classes.cache_clear()
+
+
+TRAINER = '''
+"""A trainer in one file."""
+from typing import Literal
+from operators.text.training import TokenizerTrainer, TrainerConfig
+
+
+class CharactersConfig(TrainerConfig):
+    """Nothing to set."""
+
+    name: Literal["characters"] = "characters"
+
+
+class Characters(TokenizerTrainer[CharactersConfig]):
+    """Learn the characters of the documents."""
+
+    Config = CharactersConfig
+
+    def train(self, documents, progress):
+        found = set()
+        for num_done, texts in enumerate(documents(), start=1):
+            found.update(*texts.to_pylist())
+            progress("reading", num_done, 0)
+        return {"vocab.txt": "\\n".join(sorted(found)).encode()}
+'''
+
+
+def test_a_stranger_adds_a_trainer_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger_trainer.py").write_text(TRAINER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = EntryPoint("characters", "stranger_trainer:Characters", "tokenmill.trainers")
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [entry] if group == entry.group else []
+    )
+    registry.trainers.cache_clear()
+    told: list[tuple[str, int, int]] = []
+    try:
+        cls = registry.trainer("characters")
+        trainer = cls(cls.Config.model_validate({"name": "characters"}))
+        texts = [pa.array(["ba", ""], pa.large_string()), pa.array(["cab"], pa.large_string())]
+        files = trainer.train(lambda: iter(texts), lambda *figures: told.append(figures))
+    finally:
+        registry.trainers.cache_clear()
+    assert files == {"vocab.txt": b"a\nb\nc"}
+    assert told == [("reading", 1, 0), ("reading", 2, 0)]
+
+
+def test_unknown_trainer_names_what_there_is() -> None:
+    with pytest.raises(ContractError, match="no trainer is named 'bpee'"):
+        registry.trainer("bpee")
+
+
+def test_every_trainer_is_described() -> None:
+    for name, cls in registry.trainers().items():
+        assert (cls.__doc__ or "").strip()
+        for field, info in cls.Config.model_fields.items():
+            assert field == "name" or info.description, f"{name}.{field} has no description"
