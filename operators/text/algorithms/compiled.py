@@ -1,17 +1,17 @@
-"""Compile the hot loops of text algorithms with numba."""
+"""Compile a function of numbers and arrays to machine code."""
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from operators.extras import import_extra
 
-_numba = import_extra("numba", extra="text")
-FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def compiled(function: FunctionT) -> FunctionT:
-    """Compile a function when it is first called, and keep the result on disk.
+    """Return the same function, compiled on its first call; it lets other threads run.
 
-    It releases the interpreter's lock, since operators are called from several threads.
+    Nothing is kept on disk: the folder of an installed package may not be writable.
     """
-    return cast(FunctionT, _numba.njit(nogil=True, cache=True)(function))
+    numba = import_extra("numba", extra="text")
+    return cast(FunctionT, numba.njit(nogil=True)(function))
