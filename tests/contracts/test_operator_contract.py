@@ -102,6 +102,10 @@ CASES: dict[str, Case] = {
         {"caption": ids(ROWS, 100)},
     ),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
+    "vocabulary_inference": lambda _: (
+        {"tokenizer": GOLDEN_TOKENIZER, "method": "bpe_dropout"},
+        {"text": TEXTS, "key": pa.array(list("abcde"), pa.large_string())},
+    ),
 }
 
 
