@@ -94,6 +94,10 @@ CASES: dict[str, Case] = {
         {"text": TEXTS},
     ),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "sage": lambda folder: (
+        {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx"), "add_eos": True},
+        {"text": TEXTS},
+    ),
     "sequence": lambda _: (
         {
             "vocabulary": [{"special": ["<b>"]}, {"text": 100}],
