@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
-from operators.base import Batch, Operator, Ragged
+from operators.base import Batch, Operator, Ragged, TokenPieces
 from operators.columns import take
 from operators.errors import RowErrors, SampleError, SetupError
 from operators.text.text_column import text_of_bytes, utf8_bytes
@@ -111,9 +112,15 @@ class Spelling:
         lengths = np.zeros(size, np.int64)
         for i, token in tokens.items():
             lengths[i] = len(token)
+        self._tokens, self._size = tokens, size
         self._starts = np.concatenate(([0], np.cumsum(lengths)))
         self._lengths = lengths
         self._values = np.frombuffer(b"".join(tokens[i] for i in sorted(tokens)), np.uint8)
+
+    def pieces(self) -> TokenPieces:
+        """Return the bytes of each id."""
+        texts = [self._tokens.get(i) for i in range(self._size)]
+        return TokenPieces(pa.array(texts, pa.large_binary()))
 
     def text(self, tokens: Ragged) -> Any:
         """Return large_string; bytes that are no UTF-8 become U+FFFD."""

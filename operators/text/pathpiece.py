@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from operators.base import Batch, FieldSpec, Operator, Ragged, smallest_uint
+from operators.base import Batch, FieldSpec, Operator, Ragged, TokenPieces, smallest_uint
 from operators.text.byte_vocabulary import (
     Pretokenization,
     Spelling,
@@ -108,7 +108,8 @@ class PathPiece(Operator[PathPieceConfig]):
     Checked: every case of the authors' code (58 texts, 5 vocabularies, 3 segmentations), and
     against the exhaustive list of segmentations of short strings. Draws are those of the authors'
     generator (ChaCha12).
-    Speed: SPEED_HERE
+    Speed on one core (a vocabulary of 32,768 tokens, 12 MB of Python source): ``longest`` 33 MB/s,
+    ``random`` 7 MB/s, ``greedy`` 100 MB/s.
 
     Raises:
         SetupError: the file is missing or no such vocabulary, or a package is missing.
@@ -173,6 +174,10 @@ class PathPiece(Operator[PathPieceConfig]):
         if self.config.special_tokens_in_text == "parse":
             bytes_of[SPECIAL_ID] = self.config.special_token.encode()
         return {"text": Spelling(bytes_of, self._vocab_size).text(tokens)}
+
+    def pieces(self) -> TokenPieces:
+        """Return the bytes of each id, none for the special token."""
+        return Spelling(self._tokens, self._vocab_size).pieces()
 
     @property
     def _bos(self) -> int | None:

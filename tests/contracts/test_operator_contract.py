@@ -150,9 +150,6 @@ CASES: dict[str, Case] = {
         {"caption": ids(ROWS, 100)},
     ),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
-    "vocabulary_inference": lambda _: (
-        {"tokenizer": GOLDEN_TOKENIZER, "method": "bpe_dropout"},
-        {"text": TEXTS, "key": pa.array(list("abcde"), pa.large_string())},
     "text4seg": lambda _: (
         {"labels": ["others", "cat"], "grid": 4},
         {"mask": RNG.integers(0, 2, (ROWS, 9, 7)).astype(np.uint8)},
@@ -161,6 +158,10 @@ CASES: dict[str, Case] = {
     "text_template": lambda _: (
         {"template": ["# {title}\n", {"text": "{body}!", "unless_empty": "body"}]},
         {"title": TEXTS, "body": TEXTS},
+    ),
+    "vocabulary_inference": lambda _: (
+        {"tokenizer": GOLDEN_TOKENIZER, "method": "bpe_dropout"},
+        {"text": TEXTS, "key": pa.array(list("abcde"), pa.large_string())},
     ),
 }
 

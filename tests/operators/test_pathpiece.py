@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.base import FieldSpec, Invertible, Ragged
+from operators.base import FieldSpec, HasPieces, Invertible, Ragged
 from operators.errors import ContractError, RowErrors, SetupError
 from operators.testing import assert_operator_contract
 from operators.text.algorithms.byte_segments import fewest_tokens, longest_prefixes
@@ -127,6 +127,12 @@ def test_ids_are_frozen(path: str) -> None:
     assert out.values.dtype == np.uint16
     digest = hashlib.sha256(out.values.tobytes() + out.offsets.tobytes()).hexdigest()
     assert digest == "3ad40b439f4a763fa5951da3c844ab14816b37150edc6da30dbebc59cac6ea1e"
+
+
+def test_pieces_are_the_bytes_of_the_file(path: str) -> None:
+    op = PathPiece(PathPieceConfig(tokenizer=path))
+    assert isinstance(op, HasPieces)
+    assert op.pieces().texts.to_pylist() == [None, *BYTES, *WORDS]
 
 
 def test_tokens_stay_inside_pieces(path: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.base import FieldSpec, Invertible, Ragged
+from operators.base import FieldSpec, HasPieces, Invertible, Ragged
 from operators.errors import ContractError, SetupError
 from operators.testing import assert_operator_contract
 from operators.text.algorithms.sage_training import Lines, ablate, log_likelihoods
@@ -94,6 +94,12 @@ def test_ids_are_frozen(tmp_path: Path) -> None:
     out = ready(vocabulary(tmp_path, [*BYTES, *WORDS]))({"text": column(TEXTS)})["tokens"]
     digest = hashlib.sha256(out.values.tobytes() + out.offsets.tobytes()).hexdigest()
     assert digest == "1d5b1cbbff5952b6007fd5e68a386fb4ca187eba990928578a4dc1cd257c4cdf"
+
+
+def test_pieces_are_the_bytes_of_the_file(tmp_path: Path) -> None:
+    op = Sage(SageConfig(tokenizer=vocabulary(tmp_path, [*BYTES, *WORDS]), add_eos=True))
+    assert isinstance(op, HasPieces)
+    assert op.pieces().texts.to_pylist() == [*BYTES, *WORDS, None]
 
 
 def test_a_vocabulary_without_some_byte_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from operators.base import Invertible, Ragged
+from operators.base import HasPieces, Invertible, Ragged
 from operators.errors import ContractError, RowErrors, SetupError
 from operators.testing import assert_operator_contract
 from operators.text.algorithms.gpt2_words import gpt2_cuts
@@ -391,6 +391,15 @@ def test_ends_are_added_and_must_exist() -> None:
     assert [row[-1] for row in out] == [ids["<|endoftext|>"]] * 2
     with pytest.raises(ContractError, match=r"add_bos='<no>' is no token"):
         ready(BPE, "fewest_tokens", add_bos="<no>")
+
+
+def test_pieces_join_to_the_text() -> None:
+    op = ready(BPE, "longest_suffix")
+    assert isinstance(op, HasPieces)
+    texts = op.pieces().texts.to_pylist()
+    assert texts[op.metadata()["special_ids"]["<s>"]] is None  # type: ignore[index]
+    for row, text in zip(rows(op({"text": column(TEXTS)})["tokens"]), TEXTS, strict=True):
+        assert b"".join(texts[i] for i in row).decode() == text
 
 
 def test_special_tokens_in_text_are_text() -> None:
