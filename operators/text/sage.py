@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
@@ -281,6 +282,10 @@ class SageTrainer(TokenizerTrainer[SageTrainerConfig]):
             SageConfig.file_name: hex_lines(rounds[-1].active),
             "vocab_with_unused.txt": hex_lines(rounds[-1].kept),
         }
+
+    def identity(self) -> Mapping[str, object]:
+        """Return the version of the package that cuts words."""
+        return {"regex_version": version("regex")}
 
     def _lines(self, documents: Documents) -> Ragged:
         """Return the lines that are looked at, in the order in which they were drawn."""

@@ -203,6 +203,7 @@ SAMPLE = [
 def test_training_keeps_as_many_as_are_asked_for(tmp_path: Path) -> None:
     files = train(SAMPLE)
     assert files == train(SAMPLE)
+    assert set(SageTrainer(SageTrainerConfig(**SMALL)).identity()) == {"regex_version"}
     tokens = [bytes.fromhex(line) for line in files["vocab.txt"].decode().split()]
     more = [bytes.fromhex(line) for line in files["vocab_with_unused.txt"].decode().split()]
     assert len(tokens) == 270
@@ -218,6 +219,8 @@ def test_training_keeps_as_many_as_are_asked_for(tmp_path: Path) -> None:
 def test_a_sample_that_is_too_small_is_refused() -> None:
     with pytest.raises(ContractError, match=r"a BPE of 258 tokens, .* begins with 290"):
         train(["abab", "ab", ""])
+    with pytest.raises(ContractError, match="a BPE of 256 tokens"):
+        train(["", "", ""])
 
 
 def test_a_sample_that_uses_too_few_tokens_is_refused() -> None:
