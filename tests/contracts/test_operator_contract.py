@@ -59,6 +59,15 @@ def squares(num: int, side: int) -> np.ndarray:
     return RNG.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
 
 
+BYTES = tuple(bytes([byte]) for byte in range(256))
+
+
+def hex_vocabulary(folder: Path, *tokens: bytes) -> str:
+    path = folder / "vocab.txt"
+    path.write_text("".join(f"{token.hex()}\n" for token in tokens))
+    return str(path)
+
+
 GOLDEN_TOKENIZER = "tests/golden/text/bytelevel_bpe.json"
 
 Case = Callable[[Path], tuple[dict[str, Any], Batch]]
@@ -135,8 +144,16 @@ CASES: dict[str, Case] = {
         },
     ),
     "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
+    "pathpiece": lambda folder: (
+        {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx")},
+        {"text": TEXTS},
+    ),
     "numeric_tokens": lambda _: ({}, {"text": TEXTS}),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "sage": lambda folder: (
+        {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx"), "add_eos": True},
+        {"text": TEXTS},
+    ),
     "sequence": lambda _: (
         {
             "vocabulary": [{"special": ["<b>"]}, {"text": 100}],
@@ -153,6 +170,10 @@ CASES: dict[str, Case] = {
     "text_template": lambda _: (
         {"template": ["# {title}\n", {"text": "{body}!", "unless_empty": "body"}]},
         {"title": TEXTS, "body": TEXTS},
+    ),
+    "vocabulary_inference": lambda _: (
+        {"tokenizer": GOLDEN_TOKENIZER, "method": "bpe_dropout"},
+        {"text": TEXTS, "key": pa.array(list("abcde"), pa.large_string())},
     ),
 }
 
