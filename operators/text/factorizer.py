@@ -140,8 +140,8 @@ class Factorizer(Operator[FactorizerConfig]):
         """Indices -> subword; of several with the same indices the last."""
         from operators.text.algorithms.factorized_subwords import list_records
 
-        keys, offsets, indices = list_records(*self._dictionary)
-        text, bounds = keys.tobytes(), offsets.tolist()
+        keys, ends, indices = list_records(*self._dictionary)
+        text, bounds = keys.tobytes(), [0, *ends.tolist()]
         return {
             (value >> 16, value >> 8 & 0xFF, value & 0xFF): text[bounds[i] : bounds[i + 1]]
             for i, value in enumerate(indices.tolist())

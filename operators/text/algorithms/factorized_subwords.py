@@ -7,8 +7,6 @@ subwords in an alphabet of their own (a byte b below 0x80 is itself, any other b
 0xFF and by a record in base64: a float32 score and three indices, little-endian.
 """
 
-from heapq import heappop, heappush
-
 import numpy as np
 
 from operators.text.algorithms.compiled import compiled
@@ -99,6 +97,50 @@ def _best_record(
 
 
 @compiled
+def _goes_first(a: int, b: int, cost: np.ndarray, since: np.ndarray) -> bool:
+    return bool(cost[a] < cost[b] or (cost[a] == cost[b] and since[a] < since[b]))
+
+
+@compiled
+def _sift_up(
+    heap: np.ndarray, place: np.ndarray, node: int, cost: np.ndarray, since: np.ndarray
+) -> None:
+    """Move a node from ``place[node]`` towards the top of a heap until it fits."""
+    at = place[node]
+    while at > 0 and _goes_first(node, heap[(at - 1) >> 1], cost, since):
+        parent = (at - 1) >> 1
+        heap[at] = heap[parent]
+        place[heap[at]] = at
+        at = parent
+    heap[at] = node
+    place[node] = at
+
+
+@compiled
+def _sift_down(
+    heap: np.ndarray,
+    place: np.ndarray,
+    size: int,
+    node: int,
+    cost: np.ndarray,
+    since: np.ndarray,
+) -> None:
+    """Put a node at the top of a heap of ``size`` nodes and move it down until it fits."""
+    at = 0
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        if child + 1 < size and _goes_first(heap[child + 1], heap[child], cost, since):
+            child += 1
+        if not _goes_first(heap[child], node, cost, since):
+            break
+        heap[at] = heap[child]
+        place[heap[at]] = at
+        at = child
+    heap[at] = node
+    place[node] = at
+
+
+@compiled
 def _cut_word(
     units: np.ndarray, guide: np.ndarray, word: np.ndarray, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -120,14 +162,21 @@ def _cut_word(
     bits = np.zeros(1, np.uint32)
     cost[0] = 0.0
     clock = 1
-    heap = [(0.0, np.int64(0), np.int64(0))]
-    while len(heap) > 0:
-        cost_here, time, start = heappop(heap)
-        if cost_here != cost[start] or time != since[start]:
-            continue  # it became cheaper after this entry was made
-        if start == size or cost_here + alpha >= cost[size]:
+    heap = np.empty(size + 1, np.int64)
+    place = np.zeros(size + 1, np.int64)  # in the heap; _NONE: taken from it
+    heap[0], num_open = 0, 1
+    changed = np.empty(size + 1, np.int64)
+    old_cost = np.empty(size + 1)
+    old_since = np.empty(size + 1, np.int64)
+    while num_open > 0:
+        start = heap[0]
+        num_open -= 1
+        place[start] = _NONE
+        if num_open > 0:
+            _sift_down(heap, place, num_open, heap[num_open], cost, since)
+        if start == size or cost[start] + alpha >= cost[size]:
             break
-        num_ends, state = 0, np.int64(0)
+        num_ends, state = 0, 0
         for end in range(start + 1, size + 1):
             state = _follow_byte(units, state, np.int64(word[end - 1]))
             if state == _NONE:
@@ -137,28 +186,31 @@ def _cut_word(
                 score, record = _best_record(units, guide, record_state, path, bits)
                 ends[num_ends], scores[num_ends], records[num_ends] = end, score, record
                 num_ends += 1
-        found = [np.int64(0) for _ in range(0)]
-        cheaper = [(0.0, np.int64(0), np.int64(0)) for _ in range(0)]
+        num_changed = 0
         for i in range(num_ends - 1, -1, -1):
             end = ends[i]
-            new_cost = cost_here + alpha - scores[i]
+            new_cost = cost[start] + alpha - scores[i]
             if end < size and new_cost + alpha >= cost[size]:
                 continue
-            if new_cost < cost[end]:
-                if cost[end] == np.inf:
-                    found.append(end)
-                else:
-                    cheaper.append((cost[end], since[end], end))
+            if new_cost < cost[end] and place[end] != _NONE:
+                # Cheaper ones go in the order they had, before those found here.
+                old_cost[end], old_since[end] = cost[end], since[end]
+                at = num_changed
+                while at > 0 and _goes_first(end, changed[at - 1], old_cost, old_since):
+                    changed[at] = changed[at - 1]
+                    at -= 1
+                changed[at] = end
+                num_changed += 1
                 cost[end], came_from[end], indices[end] = new_cost, start, records[i]
-        cheaper.sort()
-        for _, _, end in cheaper:
-            since[end] = clock
-            heappush(heap, (cost[end], np.int64(clock), end))
+        for i in range(num_changed):
+            since[changed[i]] = clock
             clock += 1
-        for end in found:
-            since[end] = clock
-            heappush(heap, (cost[end], np.int64(clock), end))
-            clock += 1
+        for i in range(num_changed):
+            end = changed[i]
+            if old_cost[end] == np.inf:
+                place[end] = num_open
+                num_open += 1
+            _sift_up(heap, place, end, cost, since)
     num_pieces, end = 0, size
     while end > 0:
         if came_from[end] == _NONE:
@@ -175,9 +227,9 @@ def _cut_word(
 
 
 @compiled
-def _holds_unknown(text: np.ndarray) -> bool:
-    """Say whether the bytes hold ``[unk]``, in capitals or not."""
-    for start in range(len(text) - len(_UNKNOWN_WORD) + 1):
+def _holds_unknown(text: np.ndarray, begin: int, end: int) -> bool:
+    """Say whether the bytes from begin to end hold ``[unk]``, in capitals or not."""
+    for start in range(begin, end - len(_UNKNOWN_WORD) + 1):
         same = True
         for i in range(len(_UNKNOWN_WORD)):
             byte = text[start + i]
@@ -247,10 +299,12 @@ def encode_rows(
                 end += 1
             size = end - at
             word = np.empty(size + 2 * _MARK_BYTES, np.uint8)
-            word[:_MARK_BYTES] = _MARKS[:_MARK_BYTES]
-            word[_MARK_BYTES:-_MARK_BYTES] = text[at:end]
-            word[-_MARK_BYTES:] = _MARKS[_MARK_BYTES:]
-            may_be_unknown = _holds_unknown(word)
+            for i in range(_MARK_BYTES):
+                word[i] = _MARKS[i]
+                word[size + _MARK_BYTES + i] = _MARKS[_MARK_BYTES + i]
+            for i in range(size):
+                word[_MARK_BYTES + i] = text[at + i]
+            may_be_unknown = _holds_unknown(word, 0, len(word))
             at = end
             if may_be_unknown and size == len(_UNKNOWN_WORD):
                 ends, indices = np.empty(0, np.int64), np.empty(0, np.int64)
@@ -258,12 +312,14 @@ def encode_rows(
                 ends, indices = _cut_word(units, guide, word, alpha)
             if num_ids + max(1, len(ends)) > len(ids):
                 larger = np.empty((2 * len(ids) + len(ends), 3), np.uint16)
-                larger[:num_ids] = ids[:num_ids]
+                for i in range(num_ids):  # loops compile in a tenth of what slices take
+                    for stream in range(3):
+                        larger[i, stream] = ids[i, stream]
                 ids = larger
             first, start = num_ids, 0
             is_unknown = len(ends) == 0
             for i in range(len(ends)):
-                if may_be_unknown and _holds_unknown(word[start : ends[i]]):
+                if may_be_unknown and _holds_unknown(word, start, ends[i]):
                     is_unknown = is_unknown or merge_unknown
                     for stream in range(3):
                         ids[num_ids, stream] = UNKNOWN_IDS[stream]
@@ -289,11 +345,11 @@ def list_records(
 
     Returns:
         keys: uint8 [B], the keys of all records one after another, in the dictionary's alphabet.
-        offsets: int64 [R + 1], where keys begin.
+        ends: int64 [R], where keys end.
         indices: int64 [R], three indices in one number.
     """
     keys = np.empty(1024, np.uint8)
-    offsets = np.zeros(256, np.int64)
+    ends = np.empty(256, np.int64)
     indices = np.empty(256, np.int64)
     num_records, num_bytes = 0, 0
     states = [np.int64(0)]
@@ -313,15 +369,15 @@ def list_records(
             size = separator_depth - 1
             if num_bytes + size > len(keys):
                 more = np.empty(2 * (len(keys) + size), np.uint8)
-                more[:num_bytes] = keys[:num_bytes]
+                for i in range(num_bytes):
+                    more[i] = keys[i]
                 keys = more
-            if num_records + 1 == len(offsets):
-                longer = np.zeros(2 * len(offsets), np.int64)
-                longer[: num_records + 1] = offsets[: num_records + 1]
-                offsets = longer
-                longer = np.zeros(2 * len(indices), np.int64)
-                longer[:num_records] = indices[:num_records]
-                indices = longer
+            if num_records == len(indices):
+                longer, values = np.empty(2 * len(indices), np.int64), indices
+                indices = np.empty(2 * len(indices), np.int64)
+                for i in range(num_records):
+                    longer[i], indices[i] = ends[i], values[i]
+                ends = longer
             for i in range(size):
                 keys[num_bytes + i] = labels[1 + i]
             num_bytes += size
@@ -330,10 +386,10 @@ def list_records(
                 value = (value << 6) | _BASE64[labels[separator_depth + i]]
             # Bytes 3..6 of seven; the last two characters hold 4 bits beyond them.
             indices[num_records] = (value >> 4) & 0xFFFFFF
+            ends[num_records] = num_bytes
             num_records += 1
-            offsets[num_records] = num_bytes
         if len(states) == 1:
-            return keys[:num_bytes], offsets[: num_records + 1], indices[:num_records]
+            return keys[:num_bytes], ends[:num_records], indices[:num_records]
         label = np.int64(guide[states[-1], 1])
         states.pop()
         labels.pop()
