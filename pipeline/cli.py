@@ -14,7 +14,14 @@ from rich.text import Text
 
 from pipeline.errors import SpecError, TokenmillError
 from pipeline.signals import STOPPED, StopSignals
-from pipeline.spec import JobSpec, WorkerRange, load_job, schema_json
+from pipeline.spec import (
+    JobSpec,
+    WorkerRange,
+    load_job,
+    load_train_job,
+    schema_json,
+    train_schema,
+)
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -216,6 +223,51 @@ def submit(
 
 
 @app.command()
+def train_tokenizer(
+    job_file: Annotated[
+        Path,
+        typer.Argument(
+            help="Training job (YAML). Paths in it are relative to the current directory.",
+            show_default=False,
+        ),
+    ],
+    output: Output = None,
+    limit: Limit = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Replace what an earlier training wrote to the output folder.")
+    ] = False,
+) -> None:
+    """Train a tokenizer on a sample of a corpus."""
+    from pipeline import train
+    from pipeline.report.tables import size
+    from pipeline.report.training import TrainingView
+
+    job = load_train_job(job_file, {"limit": limit} if limit is not None else None)
+    with StopSignals() as stop:
+        try:
+            prepared = train.prepare(job, output)
+            for warning in prepared.warnings:
+                err.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+            with TrainingView(out) as view:
+                done = train.train(prepared, view.show, fresh=fresh)
+        except KeyboardInterrupt:
+            err.print("stopped; nothing was written")
+            raise typer.Exit(stop.code) from None
+    facts = _facts()
+    sample = done.provenance["sample"]
+    facts.add_row("trainer", done.provenance["recipe"]["trainer"]["name"])
+    facts.add_row("sample", f"{sample['documents']:,} documents, {size(sample['bytes'])} of text")
+    facts.add_row("of", f"{sample['documents_seen']:,} documents")
+    if sample["unusable"]:
+        facts.add_row("unusable", f"{sample['unusable']:,}")
+    for name, about in done.provenance["files"].items():
+        facts.add_row(name, f"{size(about['num_bytes'])}, sha256 {about['sha256'][:12]}")
+    out.print(facts)
+    already = "" if done.is_new else " (trained before by the same job; --fresh trains again)"
+    out.print(f"\ndone: {done.output}/{train.PROVENANCE}{already}", soft_wrap=True)
+
+
+@app.command()
 def plan(job_file: JobFile, output: Output = None, limit: Limit = None) -> None:
     """Show partitions, stages, resources and fields of a job. Runs nothing."""
     from pipeline import runner
@@ -263,11 +315,22 @@ def validate(job_file: JobFile) -> None:
 
 @app.command()
 def schema(
-    path: Annotated[str, typer.Argument(help="Where to write it.")] = "jobs/job.schema.json",
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            help="Where to write it.",
+            show_default="jobs/job.schema.json, or jobs/tokenizers/train.schema.json",
+        ),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="That of training jobs instead.")
+    ] = False,
 ) -> None:
     """Write the JSON schema of job files, for editors."""
-    Storage().write(path, schema_json().encode())
-    out.print(f"wrote {path}", soft_wrap=True)
+    text = schema_json(train_schema() if training else None)
+    default = "jobs/tokenizers/train.schema.json" if training else "jobs/job.schema.json"
+    Storage().write(path or default, text.encode())
+    out.print(f"wrote {path or default}", soft_wrap=True)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from operators.model_files import ModelFiles
 from pipeline.errors import ContractError, IntegrityError, SpecError
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.protocols import Partition, Source
-from pipeline.spec import JobSpec
+from pipeline.spec import JobSpec, TrainSpec
 from pipeline.storage import Storage, join, shown
 
 PLAN = "_plan.jsonl"
@@ -120,7 +120,7 @@ class Chain:
 
 
 def build_chain(
-    job: JobSpec, source_fields: Mapping[str, FieldSpec], model_files: ModelFiles
+    job: JobSpec | TrainSpec, source_fields: Mapping[str, FieldSpec], model_files: ModelFiles
 ) -> Chain:
     """Build the operators and check every field along the chain.
 
@@ -153,11 +153,10 @@ def build_chain(
         label = config.name if seen[config.name] == 1 else f"{config.name}#{seen[config.name]}"
         steps.append(BoundStep(step, label, reads, writes, fields, frozenset()))
     output = {
-        name: _output_field(name, fields, job.place("shards", "fields", i))
-        for i, name in enumerate(job.shards.fields)
+        name: _output_field(name, fields, place) for name, place in job.written_fields().items()
     }
     needed = set(output) | {"key"}
-    if job.run.keep_bad_bytes:
+    if job.keeps_bad_bytes:
         needed |= set(source)  # a late failure must still find the sample's original bytes
     for i in reversed(range(len(steps))):
         steps[i] = replace(steps[i], keep=frozenset(needed & set(steps[i].fields)))
@@ -171,7 +170,7 @@ def fingerprint(job: JobSpec, identities: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def list_partitions(job: JobSpec, source: Source) -> list[Partition]:
+def list_partitions(job: JobSpec | TrainSpec, source: Source) -> list[Partition]:
     """Cut the input into partitions, up to the job's ``limit`` of samples."""
     partitions = []
     left = job.limit
