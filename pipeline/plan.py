@@ -78,8 +78,9 @@ class Chain:
 
         An operator may have an attribute ``preprocessing``: names and options of the operators
         that prepare its field ``image``, in order, where a ``size`` stands for the side of its
-        images. Nothing is said of views, which are cut otherwise on purpose, nor of images that
-        come ready from the source or from the operator that decodes them.
+        images; and ``other_preprocessing``, further such lists that its authors use. Nothing is
+        said of views, which are cut otherwise on purpose, nor of images that come ready from the
+        source or from the operator that decodes them.
         """
         found = []
         for i, bound in enumerate(self.steps):
@@ -88,17 +89,12 @@ class Chain:
             if not authors or image is None or len(image.shape) != 3 or image.shape[0] is None:
                 continue
             configs = _preparation(self.steps[:i], bound.reads["image"])
-            side = {"size": image.shape[0]}
-            wanted = [
-                registry.get(options["name"]).Config.model_validate(
-                    {**options, **(side if "size" in options else {})}
-                )
-                for options in authors
-            ]
-            if configs and _shown(configs) != _shown(wanted):
+            lists = (authors, *getattr(bound.step, "other_preprocessing", ()))
+            wanted = [_shown(_configs(each, image.shape[0])) for each in lists]
+            if configs and _shown(configs) not in wanted:
                 found.append(
                     f"{bound.label}: images come from {_shown(configs)}; its authors prepare "
-                    f"them by {_shown(wanted)}"
+                    f"them by {wanted[0]}"
                 )
         return found
 
@@ -344,6 +340,16 @@ class _Private:
 
 
 _HTTP = ("http://", "https://")
+
+
+def _configs(steps: Sequence[Mapping[str, Any]], side: int) -> list[OperatorConfig]:
+    """Return the configs of image operators, for images of the given side."""
+    return [
+        registry.get(options["name"]).Config.model_validate(
+            {**options, **({"size": side} if "size" in options else {})}
+        )
+        for options in steps
+    ]
 
 
 def _preparation(steps: Sequence[BoundStep], field: str) -> list[OperatorConfig]:

@@ -165,6 +165,8 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     normalization: ClassVar[Normalization]
     preprocessing: ClassVar[tuple[Mapping[str, object], ...]]
     """Image operators that prepare images as the authors do; ``size`` is the model's side."""
+    other_preprocessing: ClassVar[tuple[tuple[Mapping[str, object], ...], ...]] = ()
+    """Others that the authors use for the same model."""
 
     extra: ClassVar[str] = "vision"
     config_file: ClassVar[str] = CONFIG_FILE

@@ -94,6 +94,12 @@ class Seed2(ImageTokenizer[Seed2Config, Seed2Arch]):
         {"name": "resize", "size": 224, "mode": "squash", "interpolation": "bicubic"},
         {"name": "center_crop", "size": 224},
     )
+    other_preprocessing = (
+        (
+            {"name": "resize", "size": 224, "mode": "squash"},
+            {"name": "center_crop", "size": 224},
+        ),
+    )
     encoder_ignores = _EMBEDDER
     decoder_ignores = _ENCODER
     training_only = ("pos_embed", "blocks.", "Qformer.bert.embeddings.position_ids")

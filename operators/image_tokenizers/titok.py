@@ -146,6 +146,7 @@ class TiTok(TiTokFamily[TiTokConfig]):
         {"name": "resize", "size": 256, "interpolation": "bicubic"},
         {"name": "center_crop", "size": 256},
     )
+    other_preprocessing = (({"name": "adm_center_crop", "size": 256},),)
 
     @cached_property
     def model(self) -> str | None:

@@ -51,6 +51,15 @@ def squares(num: int, side: int) -> np.ndarray:
     return RNG.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
 
 
+BYTES = tuple(bytes([byte]) for byte in range(256))
+
+
+def hex_vocabulary(folder: Path, *tokens: bytes) -> str:
+    path = folder / "vocab.txt"
+    path.write_text("".join(f"{token.hex()}\n" for token in tokens))
+    return str(path)
+
+
 GOLDEN_TOKENIZER = "tests/golden/text/bytelevel_bpe.json"
 
 Case = Callable[[Path], tuple[dict[str, Any], Batch]]
@@ -80,6 +89,10 @@ CASES: dict[str, Case] = {
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
     "hf_text": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
     "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
+    "pathpiece": lambda folder: (
+        {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx")},
+        {"text": TEXTS},
+    ),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "sequence": lambda _: (
         {
