@@ -106,14 +106,15 @@ class LiB(Operator[LiBConfig]):
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - a text tokenizer has no device
         """Read the lexicon and compile the reading."""
-        from operators.text.algorithms.greedy_pieces import build_trie
+        from operators.text.algorithms.trie import build_trie
 
         longest = self.config.max_len
-        pieces = [
-            chunk.encode() if longest is None or len(chunk) <= longest else b""
-            for chunk in self._lexicon
-        ]
-        self._trie = build_trie(pieces)
+        pieces = {
+            chunk.encode(): rank
+            for rank, chunk in enumerate(self._lexicon)
+            if longest is None or len(chunk) <= longest
+        }
+        self._nodes = build_trie(pieces).nodes
         self._parts = self._decomposed() if self.config.decompose else None
         self._read(Ragged(np.empty(0, np.uint8), np.zeros(1, np.int64)))
 
@@ -186,10 +187,7 @@ class LiB(Operator[LiBConfig]):
 
         size = len(self._lexicon)
         unknown = size if self.config.unknown == "one_id" else -1
-        trie = self._trie
-        return Ragged(
-            *read_greedily(rows.values, rows.offsets, trie.edges, trie.pieces, size, unknown)
-        )
+        return Ragged(*read_greedily(rows.values, rows.offsets, self._nodes, size, unknown))
 
     def _decomposed(self) -> Ragged:
         """Return for each id the ids that stand for it: itself, or two to four of better rank."""
