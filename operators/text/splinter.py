@@ -26,6 +26,7 @@ from operators.text.training import Documents, Progress, TokenizerTrainer, Train
 FILE_NAME = "splinter.json"
 AUTHORS_FIRST_CODE = 0x5000
 SURROGATES = range(0xD800, 0xE000)
+MAX_CODE = 0x10FFFF
 
 _SEPARATOR = r'[.\s\-,:"()]'
 _WORDS = re.compile(f"({_SEPARATOR}+)")
@@ -269,18 +270,11 @@ class SplinterTrainer(TokenizerTrainer[SplinterTrainerConfig]):
         progress("reductions", 0, 1)
         reductions = learn_reductions(kept, config.letters)
         progress("reductions", 1, 1)
-        units = sorted({*language.letters, *(key for shares in reductions.values() for key in shares)})
-        codes = range(config.first_code, config.first_code + len(units) + 1)  # one more: the escape
-        if codes[-1] > 0x10FFFF or (codes[0] < SURROGATES.stop and SURROGATES.start <= codes[-1]):
-            raise ContractError(
-                f"splinter: first_code {config.first_code:#x} leaves no room for "
-                f"{len(codes):,} characters below U+D800 or U+10FFFF",
-                hint="first_code: 0xE000",
-            )
+        codes = codes_of(language.letters, reductions, config.first_code)
         found = {
             "language": config.language,
             "reductions": {str(length): shares for length, shares in reductions.items()},
-            "codes": {unit: chr(code) for unit, code in zip(units, codes, strict=False)},
+            "codes": codes,
         }
         return {FILE_NAME: json.dumps(found, ensure_ascii=False, indent=0).encode() + b"\n"}
 
@@ -301,3 +295,22 @@ class SplinterTrainer(TokenizerTrainer[SplinterTrainerConfig]):
             num_documents += len(texts)
             progress("words", num_documents, 0)
         return counts
+
+
+def codes_of(
+    letters: str, reductions: Mapping[int, Mapping[str, float]], first: int
+) -> Mapping[str, str]:
+    """Return the characters that stand for letters and reductions, in the order of their names.
+
+    Raises:
+        ContractError: there is no room for them, and for the escape after them.
+    """
+    units = sorted({*letters, *(key for shares in reductions.values() for key in shares)})
+    last = first + len(units)  # the escape
+    if last > MAX_CODE or (first < SURROGATES.stop and SURROGATES.start <= last):
+        raise ContractError(
+            f"splinter: first_code {first:#x} leaves no room for {len(units) + 1:,} characters "
+            "that are neither surrogates (U+D800..U+DFFF) nor above U+10FFFF",
+            hint="first_code: 0xE000",
+        )
+    return {unit: chr(first + i) for i, unit in enumerate(units)}
