@@ -47,14 +47,14 @@ class Factorizer(Operator[FactorizerConfig]):
     """Map text to subwords of three ids each, as a VQ-VAE over subwords has learned them.
 
     Factorizer (https://arxiv.org/abs/2306.07764, section 3): text is split at whitespace; a word
-    is marked at both ends and cut into the pieces of the dictionary with the lowest sum of ``alpha``
-    - score, a score being a log-probability. Of a piece's records the best is taken. Sampling
+    is marked at both ends and cut into the pieces of the dictionary with the lowest sum of
+    ``alpha`` - score, a score being a log-probability. Of a piece's records the best is taken. Sampling
     (sigma) is not offered: tokens are written once.
 
     Reads ``text``; adds ``tokens`` uint16 [T, 3], streams ``first``, ``second``, ``third``, ids
     below 264 each: an index 0..255 of that codebook + 8. Below 8 are the special tokens, which are
-    (k, 3, 3); a word that no pieces make up is ``[UNK]``, (0, 3, 3). A word ``[UNK]`` in the text is
-    one, too. ``decode`` puts one space between words; whitespace itself is not kept.
+    (k, 3, 3); a word that no pieces make up is ``[UNK]``, (0, 3, 3), and so is a word ``[UNK]`` in
+    the text. ``decode`` puts one space between words; whitespace itself is not kept.
 
     ``tokenizer`` is one of the authors' ``.dawg`` files (english.dawg and six others, release
     v1.0.0) or another of that format: keys and records of ``fBBB``.
@@ -98,9 +98,7 @@ class Factorizer(Operator[FactorizerConfig]):
         chunks, firsts = cut_after(batch["text"], WORD_ENDS)
         encoded = chunks.dictionary_encode()
         words = utf8_bytes(encoded.dictionary)
-        joined: Ragged = take(
-            self._encode(words.values, words.offsets), encoded.indices.to_numpy()
-        )
+        joined: Ragged = take(self._encode(words.values, words.offsets), encoded.indices.to_numpy())
         return {"tokens": Ragged(joined.values, joined.offsets[firsts])}
 
     def decode(self, batch: Batch) -> Batch:
@@ -152,9 +150,7 @@ class Factorizer(Operator[FactorizerConfig]):
 
         config = self.config
         units, guide = self._dictionary
-        return Ragged(
-            *encode_rows(units, guide, text, offsets, config.alpha, config.merge_unknown)
-        )
+        return Ragged(*encode_rows(units, guide, text, offsets, config.alpha, config.merge_unknown))
 
     def _piece(self, first: int, second: int, third: int) -> bytes:
         num_special = len(SPECIAL_TOKENS)

@@ -1,5 +1,7 @@
 """Tokenize text by dictionaries of roots, suffixes and pieces: a hybrid morphological tokenizer."""
 
+# ruff: noqa: RUF001 - Turkish letters
+
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -30,7 +32,9 @@ class HybridMorphologyConfig(OperatorConfig):
     name: Literal["hybrid_morphology"] = "hybrid_morphology"
     dictionaries: Annotated[
         str,
-        Field(min_length=1, description="Where the three files are: a folder, its URL or a hub id."),
+        Field(
+            min_length=1, description="Where the three files are: a folder, its URL or a hub id."
+        ),
     ]
     revision: Annotated[
         str | None,

@@ -68,8 +68,8 @@ class LiB(Operator[LiBConfig]):
     language segmentation", 2020; "Rethinking Tokenization", 2024): the lexicon holds subwords,
     words and phrases, learned from text without marks by the trainer of the same name.
 
-    Reads ``text``; adds ``tokens`` [T] of the smallest unsigned type that holds the ids. The id of a
-    chunk is its rank in the lexicon; the next 256 are the bytes of unknown characters (or, with
+    Reads ``text``; adds ``tokens`` [T] of the smallest unsigned type that holds the ids. A chunk's
+    id is its rank in the lexicon; the next 256 are the bytes of unknown characters (or, with
     ``unknown: one_id``, the next one is any of them), so that ``decode`` gives back the text. Where
     the lexicon was learned without whitespace (``spaces: remove``), text loses it here as well.
 
@@ -200,7 +200,7 @@ class LiB(Operator[LiBConfig]):
 
 
 def _better_halves(chunk: str, rank: int, ranks: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the ranks of the best two chunks that make up one, or its own if they are no better."""
+    """Return the ranks of the best two chunks that make up one, or its own if none are better."""
     cuts = ((chunk[:at], chunk[at:]) for at in range(len(chunk) - 1, 0, -1))
     pairs = [(ranks[a], ranks[b]) for a, b in cuts if a in ranks and b in ranks]
     best = min(pairs, default=(rank, rank))

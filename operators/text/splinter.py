@@ -191,11 +191,10 @@ class Splinter(Operator[SplinterConfig]):
             return "".join(codes[unit] for unit in self._splinterer.take_apart(swapped))
         if self.config.lossless:
             escape = self._escape
-            swapped = "".join(
+            return "".join(
                 escape + char if char in self._units or char == escape else codes.get(char, char)
                 for char in swapped
             )
-            return swapped
         return "".join(codes.get(char, char) for char in swapped)
 
     def _original_word(self, word: str) -> str:
@@ -233,8 +232,8 @@ class SplinterTrainerConfig(TrainerConfig):
         Field(
             ge=0x3000,
             le=0x10F000,
-            description="Code point of the first new character: U+E000 is the start of private use; "
-            "the authors' code has U+5000, which is Chinese.",
+            description="Code point of the first new character: U+E000 begins private use; the "
+            "authors' code has U+5000, which is Chinese.",
         ),
     ] = 0xE000
 
@@ -289,7 +288,9 @@ class SplinterTrainer(TokenizerTrainer[SplinterTrainerConfig]):
             chunks, _ = cut_after(texts, _CHUNK_ENDS)
             found = chunks.value_counts()
             numbers = np.asarray(found.field("counts"))
-            for chunk, number in zip(found.field("values").to_pylist(), numbers.tolist(), strict=True):
+            for chunk, number in zip(
+                found.field("values").to_pylist(), numbers.tolist(), strict=True
+            ):
                 for word in _WORDS.split(chunk.translate(drop))[::2]:
                     counts[word] += number
             num_documents += len(texts)

@@ -18,6 +18,13 @@ from operators.base import Batch, FieldSpec, Filter, Operator, OperatorConfig, R
 from operators.columns import take_batch
 from operators.testing import assert_operator_contract
 from tests.golden_tokenizer import GoldenModel, models
+from tests.method_files import (
+    FACTORIZER_FILE,
+    hybrid_folder,
+    krbert_file,
+    lib_file,
+    splinter_file,
+)
 
 ROWS = 5
 RNG = np.random.default_rng(0)
@@ -87,8 +94,15 @@ CASES: dict[str, Case] = {
     ),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
+    "factorizer": lambda _: ({"tokenizer": FACTORIZER_FILE}, {"text": TEXTS}),
     "hf_text": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
+    "hybrid_morphology": lambda folder: (
+        {"dictionaries": hybrid_folder(folder)},
+        {"text": TEXTS},
+    ),
+    "krbert": lambda folder: ({"tokenizer": krbert_file(folder)}, {"text": TEXTS}),
     "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
+    "lib": lambda folder: ({"tokenizer": lib_file(folder)}, {"text": TEXTS}),
     "pathpiece": lambda folder: (
         {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx")},
         {"text": TEXTS},
@@ -101,6 +115,7 @@ CASES: dict[str, Case] = {
         },
         {"caption": ids(ROWS, 100)},
     ),
+    "splinter": lambda folder: ({"tokenizer": splinter_file(folder)}, {"text": TEXTS}),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
 }
 

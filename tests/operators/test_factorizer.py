@@ -25,9 +25,26 @@ BEGIN, END = "\u2e25".encode(), "\u2e24".encode()
 Records = list[tuple[bytes, Record]]
 
 FROZEN: list[list[list[int]]] = [
-    [[205, 164, 203], [251, 101, 128], [87, 166, 159], [234, 17, 151], [242, 113, 26], [35, 143, 131], [222, 152, 253], [87, 166, 159]],
+    [
+        [205, 164, 203],
+        [251, 101, 128],
+        [87, 166, 159],
+        [234, 17, 151],
+        [242, 113, 26],
+        [35, 143, 131],
+        [222, 152, 253],
+        [87, 166, 159],
+    ],
     [],
-    [[29, 133, 207], [82, 85, 253], [79, 253, 22], [195, 86, 196], [87, 166, 159], [0, 3, 3], [263, 178, 244]],
+    [
+        [29, 133, 207],
+        [82, 85, 253],
+        [79, 253, 22],
+        [195, 86, 196],
+        [87, 166, 159],
+        [0, 3, 3],
+        [263, 178, 244],
+    ],
     [[90, 54, 150], [29, 133, 207], [240, 121, 52], [162, 200, 244], [87, 166, 159]],
 ]
 
@@ -115,7 +132,7 @@ def slow_search(word: bytes, pieces: dict[bytes, Record], alpha: float) -> list[
             cost[to], came_from[to] = new, here
     if end not in cost:
         return None
-    cut = []
+    cut: list[bytes] = []
     while end:
         cut.insert(0, word[came_from[end] : end])
         end = came_from[end]
@@ -128,9 +145,7 @@ def test_of_cuts_that_cost_the_same_the_described_one_is_taken(
 ) -> None:
     """Scores of -1 and -2 alone: nearly every word has many cheapest cuts."""
     alphabet = (b"a", b"b")
-    records = [
-        record for record in some_records(seed, [-1.0, -2.0], alphabet) if record[0] != b"b"
-    ]
+    records = [record for record in some_records(seed, [-1.0, -2.0], alphabet) if record[0] != b"b"]
     pieces = dict(records)
     names = {tuple(record[1:]): piece for piece, record in records}
     op = ready(written(tmp_path / "factorizer.dawg", records), alpha=alpha)

@@ -1,4 +1,6 @@
-"""hybrid_morphology: the contract, text -> ids -> text, a slow oracle, frozen ids, every mistake."""
+"""hybrid_morphology: the contract, text -> ids -> text, a slow oracle, every mistake."""
+
+# ruff: noqa: RUF001 - Turkish letters
 
 import json
 from pathlib import Path

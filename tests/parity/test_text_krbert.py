@@ -31,11 +31,9 @@ def test_words_and_candidates(run: int) -> None:
     found = RUNS[run]
     vocabulary = Vocabulary(found["vocab"])
     for item in found["items"]:
-        words = list(basic_words(item["text"], lower_case=found["do_lower_case"]))
+        words = basic_words(item["text"], lower_case=found["do_lower_case"])
         assert words == item["basic"]
-        for word, forwards, backwards in zip(
-            words, item["forward"], item["backward"], strict=True
-        ):
+        for word, forwards, backwards in zip(words, item["forward"], item["backward"], strict=True):
             for ids, want in (
                 (vocabulary.forwards(word), forwards),
                 (vocabulary.backwards(word), backwards),

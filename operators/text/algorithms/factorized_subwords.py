@@ -7,6 +7,8 @@ subwords in an alphabet of their own (a byte b below 0x80 is itself, any other b
 0xFF and by a record in base64: a float32 score and three indices, little-endian.
 """
 
+from typing import Any
+
 import numpy as np
 
 from operators.text.algorithms.compiled import compiled
@@ -34,9 +36,9 @@ _BASE64 = _base64_values()
 
 
 @compiled
-def follow(units: np.ndarray, state: int, label: int) -> int:
+def follow(units: np.ndarray, state: int, label: int) -> Any:
     """Return the state after ``label``, -1 where the graph has none."""
-    unit = np.int64(units[state])
+    unit: Any = np.int64(units[state])
     offset = (unit >> 10) << ((unit & 0x200) >> 6)
     following = state ^ offset ^ label
     if following >= len(units) or (np.int64(units[following]) & 0x800000FF) != label:
@@ -69,7 +71,7 @@ def _best_record(
     best_score, best_indices = -np.inf, _NONE
     depth = 0
     path[0, 0] = state
-    label = np.int64(guide[state, 0])
+    label: Any = np.int64(guide[state, 0])
     while True:
         if label:
             depth += 1
@@ -178,7 +180,8 @@ def _cut_word(
             break
         num_ends, state = 0, 0
         for end in range(start + 1, size + 1):
-            state = _follow_byte(units, state, np.int64(word[end - 1]))
+            byte: Any = np.int64(word[end - 1])
+            state = _follow_byte(units, state, byte)
             if state == _NONE:
                 break
             record_state = follow(units, state, SEPARATOR)
@@ -338,9 +341,7 @@ def encode_rows(
 
 
 @compiled
-def list_records(
-    units: np.ndarray, guide: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def list_records(units: np.ndarray, guide: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return all records in the order of the dictionary.
 
     Returns:
@@ -352,9 +353,9 @@ def list_records(
     ends = np.empty(256, np.int64)
     indices = np.empty(256, np.int64)
     num_records, num_bytes = 0, 0
-    states = [np.int64(0)]
-    labels = [np.int64(0)]
-    label = np.int64(guide[0, 0])
+    states: list[Any] = [np.int64(0)]
+    labels: list[Any] = [np.int64(0)]
+    label: Any = np.int64(guide[0, 0])
     separator_depth = 0
     while True:
         if label:

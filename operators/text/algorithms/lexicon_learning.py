@@ -152,7 +152,7 @@ class Reader:
             self.on_probation.pop(chunk, None)
 
     def _take_note(self, last: str, last_known: bool, chunk: str, seen_once: set[str]) -> None:
-        """Put what stands before a chunk, joined with it if known, into the lexicon when seen twice.
+        """Learn what stands before a chunk, joined with it if known, when it is seen twice.
 
         The authors' code compares 2, the length of a pair, where it means the last chunk's.
         """

@@ -5,6 +5,8 @@ stand in the order of the dictionary, and the sounds around it say which one is 
 ids and forms are those of the published dictionaries (https://arxiv.org/abs/2508.14292).
 """
 
+# ruff: noqa: RUF001, RUF002, RUF003 - Turkish letters
+
 from collections.abc import Mapping, Sequence
 
 UPPERCASE, UNKNOWN = 0, 1

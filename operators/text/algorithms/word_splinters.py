@@ -38,7 +38,6 @@ class Language:
         at = self.final_letters.find(word[-1]) if word else -1
         return word if at < 0 else word[:-1] + self.final_letters[at ^ 1]
 
-
     def words(self, counts: Mapping[str, int], min_count: int) -> dict[str, int]:
         """Return the words to learn from, with their final letters swapped, and their counts."""
         letters = set(self.letters)
@@ -113,7 +112,9 @@ class WordSplinterer:
 
     def __init__(self, reductions: Reductions) -> None:
         self._steps = {
-            length: [(key, position, letter, shares[key]) for key, position, letter in parsed(shares)]
+            length: [
+                (key, position, letter, shares[key]) for key, position, letter in parsed(shares)
+            ]
             for length, shares in reductions.items()
         }
 
@@ -133,7 +134,7 @@ class WordSplinterer:
         """Return the first reduction of the most probable three."""
         paths: list[tuple[float, str, tuple[str, int] | None]] = [(1.0, word, None)]
         for _ in range(min(BEAM_DEPTH, len(word) - ROOT_LENGTH)):
-            longer = []
+            longer: list[tuple[float, str, tuple[str, int] | None]] = []
             for score, rest, first in paths:
                 taken = 0
                 for key, position, letter, share in self._steps.get(len(rest), ()):
