@@ -48,8 +48,8 @@ class Factorizer(Operator[FactorizerConfig]):
 
     Factorizer (https://arxiv.org/abs/2306.07764, section 3): text is split at whitespace; a word
     is marked at both ends and cut into the pieces of the dictionary with the lowest sum of
-    ``alpha`` - score, a score being a log-probability. Of a piece's records the best is taken. Sampling
-    (sigma) is not offered: tokens are written once.
+    ``alpha`` - score, a score being a log-probability. Of a piece's records the best is taken.
+    Sampling (sigma) is not offered: tokens are written once.
 
     Reads ``text``; adds ``tokens`` uint16 [T, 3], streams ``first``, ``second``, ``third``, ids
     below 264 each: an index 0..255 of that codebook + 8. Below 8 are the special tokens, which are

@@ -14,7 +14,7 @@ from pydantic import Field
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, smallest_uint
 from operators.errors import ContractError, SetupError
 from operators.model_files import ModelFile
-from operators.text.chunks import ChunkEncoder, check_texts
+from operators.text.chunks import ChunkEncoder, bytes_of_ids, check_texts, ids_of_bytes
 from operators.text.method_file import FoundFile, commit_identity, read_file
 
 SPECIAL_IDS = {"<uppercase>": 0, "<unknown>": 1, " ": 2, "<pad>": 5, "<eos>": 6}
@@ -130,13 +130,14 @@ class HybridMorphology(Operator[HybridMorphologyConfig]):
     def __call__(self, batch: Batch) -> Batch:
         """Tokenize every document."""
         check_texts(self, batch)
-        rows = self._encoder(batch["text"])
-        pairs = rows.values.view([("token", self._dtype), ("form", "uint8")])
-        offsets = rows.offsets // pairs.itemsize
-        tokens = Ragged(np.ascontiguousarray(pairs["token"]), offsets)
+        pairs = ids_of_bytes(self._encoder(batch["text"]), self._dtype, width=2)
+        tokens = Ragged(np.ascontiguousarray(pairs.values[:, 0]), pairs.offsets)
         if not self.config.lossless:
             return {"tokens": tokens}
-        return {"tokens": tokens, "forms": Ragged(np.ascontiguousarray(pairs["form"]), offsets)}
+        return {
+            "tokens": tokens,
+            "forms": Ragged(pairs.values[:, 1].astype("uint8"), pairs.offsets),
+        }
 
     def decode(self, batch: Batch) -> Batch:
         """Return ``text`` of ``tokens`` (and ``forms``): the text itself, or the rules' guess."""
@@ -210,7 +211,7 @@ class HybridMorphology(Operator[HybridMorphologyConfig]):
     def _vocab_size(self) -> int:
         return self._num_ids + (NUM_BYTES if self.config.lossless else 0)
 
-    @property
+    @cached_property
     def _dtype(self) -> str:
         return smallest_uint(self._vocab_size)
 
@@ -231,7 +232,7 @@ class HybridMorphology(Operator[HybridMorphologyConfig]):
                 found += self._read(segment)
         if len(part) < len(chunk):
             found.append((SPACE, self._forms[SPACE].index(" ")))
-        return np.array(found, [("token", self._dtype), ("form", "uint8")]).tobytes()
+        return bytes_of_ids([i for form in found for i in form], self._dtype)
 
     def _segments(self, part: str) -> Iterator[tuple[bool, str]]:
         """Cut before capitals: whether a capital was there, and the text in small letters."""
@@ -247,23 +248,28 @@ class HybridMorphology(Operator[HybridMorphologyConfig]):
                 text = self._lower(text[0]) + text[1:]
             yield is_upper[start], text
 
-    def _read(self, segment: str) -> Iterator[Form]:
+    def _read(self, segment: str) -> list[Form]:
+        found: list[Form] = []
         start = 0
         while start < len(segment):
-            for table, longest in self._tables:
-                ends = range(min(len(segment), start + longest), start, -1)
-                end = next((end for end in ends if segment[start:end] in table), None)
-                if end is not None:
-                    yield table[segment[start:end]]
-                    start = end
-                    break
+            form, end = self._longest(segment, start)
+            if form is not None:
+                found.append(form)
+            elif self.config.lossless:
+                found += [(self._num_ids + byte, 0) for byte in segment[start].encode()]
             else:
-                if self.config.lossless:
-                    for byte in segment[start].encode():
-                        yield self._num_ids + byte, 0
-                else:
-                    yield UNKNOWN, 0
-                start += 1
+                found.append((UNKNOWN, 0))
+            start = end
+        return found
+
+    def _longest(self, segment: str, start: int) -> tuple[Form | None, int]:
+        """Return the form at a position and its end; None, and the next position, without one."""
+        for table, longest in self._tables:
+            for end in range(min(len(segment), start + longest), start, -1):
+                form = table.get(segment[start:end])
+                if form is not None:
+                    return form, end
+        return None, start + 1
 
     def _joined(self, tokens: np.ndarray, forms: np.ndarray) -> str:
         """Return the text of ids and forms."""

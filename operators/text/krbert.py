@@ -5,13 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, Literal
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator, Ragged, smallest_uint
 from operators.errors import SetupError
-from operators.text.chunks import MAX_REMEMBERED_CHUNKS, ChunkEncoder, check_texts, ids_of_bytes
+from operators.text.chunks import (
+    MAX_REMEMBERED_CHUNKS,
+    ChunkEncoder,
+    bytes_of_ids,
+    check_texts,
+    ids_of_bytes,
+)
 from operators.text.method_file import (
     FoundFile,
     MethodFileConfig,
@@ -151,7 +156,7 @@ class KRBert(Operator[KRBertConfig]):
             hint=f"expected one token per line, the first five being {' '.join(SPECIAL_TOKENS)}",
         )
 
-    @property
+    @cached_property
     def _dtype(self) -> str:
         return smallest_uint(len(self._tokens))
 
@@ -162,7 +167,7 @@ class KRBert(Operator[KRBertConfig]):
         for word in basic_words(text, lower_case=config.lower_case):
             # A longer word is unknown, and not worth remembering.
             ids += self._chosen(word[: MAX_WORD_CHARACTERS + 1])
-        return np.array(ids, self._dtype).tobytes()
+        return bytes_of_ids(ids, self._dtype)
 
 
 class Vocabulary:
