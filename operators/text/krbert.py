@@ -81,9 +81,9 @@ class KRBert(Operator[KRBertConfig]):
     is the line, the first five are ``[PAD] [UNK] [CLS] [SEP] [MASK]``. WordPiece does not keep
     whitespace, nor what is unknown: ``decode`` puts one space between words.
 
-    Checked: every case of the authors' code (140 texts), the choice against all segmentations that
-    greedy matching could give, by a second implementation of the definition.
-    Speed: SPEED_HERE
+    Checked: every case of the authors' code (140 texts: words, both candidates, ids), and all words
+    of up to six letters by a second implementation with random vocabularies.
+    Speed on one core: 10 MB/s or 3 million tokens/s (Hangul words), 5 MB/s (source code).
 
     Raises:
         SetupError: the file is missing or no such vocabulary.

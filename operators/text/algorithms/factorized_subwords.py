@@ -47,7 +47,7 @@ def follow(units: np.ndarray, state: int, label: int) -> Any:
 
 
 @compiled
-def _follow_byte(units: np.ndarray, state: int, byte: int) -> int:
+def _follow_byte(units: np.ndarray, state: int, byte: int) -> Any:
     """Return the state after a byte of text, which the dictionary's alphabet may write as two."""
     if byte < 0x80:
         return follow(units, state, byte)

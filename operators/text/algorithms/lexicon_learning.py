@@ -9,6 +9,10 @@ the end without being used is forgotten.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from operators.text.algorithms.compiled import compiled
+
 
 @dataclass(frozen=True, slots=True)
 class Habits:
@@ -178,17 +182,40 @@ class Reader:
         self.lexicon = [chunk for chunk in self.lexicon if chunk not in dead]
 
     def _move(self, rewards: Sequence[tuple[str, int]]) -> None:
-        remaining = set(self.lexicon)
-        for chunk, direction in rewards:
-            if chunk not in remaining:
-                continue
-            rank = self.lexicon.index(chunk)
-            if rank == 0:
-                continue
-            target = rank + direction * (int(rank * self.habits.update_rate) + 1)
-            del self.lexicon[rank]
-            if target > len(self.lexicon):
-                remaining.discard(chunk)
-                self.on_probation.pop(chunk, None)
-            else:
-                self.lexicon.insert(target, chunk)
+        numbers = {chunk: number for number, chunk in enumerate(self.lexicon)}
+        kept = [(numbers[chunk], step) for chunk, step in rewards if chunk in numbers]
+        order = np.arange(len(self.lexicon))
+        pairs = np.array(kept, np.int64).reshape(-1, 2)
+        size = _moved(order, pairs[:, 0].copy(), pairs[:, 1].copy(), self.habits.update_rate)
+        for number in order[size:].tolist():
+            self.on_probation.pop(self.lexicon[number], None)
+        self.lexicon = [self.lexicon[number] for number in order[:size].tolist()]
+
+
+@compiled
+def _moved(
+    order: np.ndarray, numbers: np.ndarray, directions: np.ndarray, update_rate: float
+) -> int:
+    """Move chunks in ``order``, one after another, and return how many are still in it.
+
+    Those that would move past its end stand behind.
+    """
+    size = len(order)
+    for i in range(len(numbers)):
+        rank = 0
+        while rank < size and order[rank] != numbers[i]:
+            rank += 1
+        if rank in (0, size):
+            continue
+        target = rank + directions[i] * (int(rank * update_rate) + 1)
+        if target >= size:
+            size -= 1
+            target = size
+        while rank < target:
+            order[rank] = order[rank + 1]
+            rank += 1
+        while rank > target:
+            order[rank] = order[rank - 1]
+            rank -= 1
+        order[target] = numbers[i]
+    return size
