@@ -16,7 +16,7 @@ def read_greedily(
     first_byte: int,
     unknown: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return pieces int64 [M] and offsets int64 [N + 1] of N rows of UTF-8.
+    """Return pieces int32 [M] and offsets int64 [N + 1] of N rows of UTF-8.
 
     Args:
         text: uint8 [B].
@@ -25,7 +25,7 @@ def read_greedily(
         first_byte: Number of byte 0, for unknown characters, where ``unknown`` is -1.
         unknown: Number of every unknown character, -1 for its bytes.
     """
-    found = np.empty(len(text), np.int64)
+    found = np.empty(len(text), np.int32)
     row_offsets = np.zeros(len(offsets), np.int64)
     num_found = 0
     for row in range(len(offsets) - 1):
