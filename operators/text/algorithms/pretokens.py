@@ -11,24 +11,40 @@ _WORD = r"[^\r\n\p{L}\p{N}]?"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_NOT_WORDS = rf"\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_CHARACTER = r" ?\p{L}\p{M}*"
+_UPPER_JOINED, _LOWER_JOINED = (f"{part[:-1]}\\u200d]" for part in (_UPPER, _LOWER))
+_AFTER_APOSTROPHE = rf"(?:['\u2019]{_LOWER}+)?"
+_PICTURE = r"\p{Extended_Pictographic}[\U0001F3FB-\U0001F3FF]?[\uFE0F\uFE0E]?"
+_NOT_WORDS_OF_WORD_LEVEL = (
+    rf"[0-9#*]\uFE0F?\u20E3|[\U0001F1E6-\U0001F1FF]{{2}}|{_PICTURE}(?:\u200d{_PICTURE})*"
+    r"| ?(?:[\p{S}\p{P}]\p{M}*){1,16}"
+    r"|[^\S\r\n]{0,16}[\r\n]{1,16}|[^\S\r\n]{1,16}(?![^\s\p{N}\p{C}\p{M}])|\s{1,16}"
+    r"|\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))|[\p{Z}\p{C}\p{M}]+"
+)
 
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": rf"{_CONTRACTIONS}|{_WORD}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     rf"|{_SPACES}",
     "gpt4o": rf"{_WORD}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_WORD}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
+    rf"|{_NOT_WORDS}",
+    "gpt4o_characters": f"{_CHARACTER}|{_NOT_WORDS}",
+    "word_level": rf" ?{_UPPER_JOINED}*{_LOWER_JOINED}+{_AFTER_APOSTROPHE}"
+    rf"| ?{_UPPER_JOINED}+{_LOWER_JOINED}*{_AFTER_APOSTROPHE}|{_NOT_WORDS_OF_WORD_LEVEL}",
+    "word_level_characters": f"{_CHARACTER}|{_NOT_WORDS_OF_WORD_LEVEL}",
     "bpeasy": rf"{_WORD}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
     "superbpe_words": rf"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
+    rf"|{_NOT_WORDS}",
     "superbpe_lines": r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)",
     "identity": "",
 }
 """Name -> pattern of pieces, in the syntax that Perl, Oniguruma and the package ``regex`` share.
 
 ``bpeasy`` is GPT-4's without contractions, ``superbpe_words`` GPT-4o's without them, and
-``superbpe_lines`` cuts out only digits, runs of symbols and spaces before the end; ``identity``
-cuts nothing.
+``superbpe_lines`` cuts out only digits, runs of symbols and spaces before the end. ``word_level``
+is BoundlessBPE's, with emoji in one piece; ``_characters`` are its patterns for scripts without
+spaces. ``identity`` cuts nothing.
 """
 
 Unmatched = Literal["keep", "drop"]
@@ -49,7 +65,7 @@ def splitter(pattern: str, unmatched: Unmatched) -> Split:
     text = PATTERNS.get(pattern, pattern)
     if not text:
         return lambda document: (document,)
-    regex = _library()
+    regex = regex_library()
     try:
         compiled = regex.compile(text)
     except regex.error as error:
@@ -103,7 +119,8 @@ def _pieces(compiled: Any, document: str) -> list[str]:
     return [*pieces, document[end:]]
 
 
-def _library() -> Any:
+def regex_library() -> Any:
+    """Import the package ``regex``."""
     try:
         import regex
     except ImportError:
