@@ -170,7 +170,7 @@ def _told_by_hub(file: ModelFile) -> FileIdentity | None:
 
 def _fetch_from_hub(file: ModelFile) -> LocalFile | None:
     hub = _hub_client()
-    errors = hub.errors
+    errors = import_extra("huggingface_hub.errors", extra="hub")
     try:
         path = Path(hub.hf_hub_download(file.location, file.name, revision=file.revision))
     except errors.RemoteEntryNotFoundError:

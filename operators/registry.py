@@ -25,7 +25,7 @@ _NOT_OPERATORS = {
     *("base", "columns", "errors", "extras", "model_files", "registry", "tensor_files", "testing"),
     "training",
 }
-_LIBRARIES = {"algorithms", "nn", "quantize"}
+_LIBRARIES = {"algorithms", "backends", "nn", "quantize"}
 """Packages that hold no operators. Nets import torch, which a listing must not cost."""
 
 

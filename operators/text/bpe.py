@@ -1,4 +1,4 @@
-"""Train byte-level BPE; ``text_tokenizer`` and ``hf_text`` tokenize with the result."""
+"""Train byte-level BPE; ``text_tokenizer`` tokenizes with the result."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence

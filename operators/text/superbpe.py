@@ -72,8 +72,7 @@ class SuperBPE(TokenizerTrainer[SuperBPEConfig]):
     merges on pieces that spaces no longer cut, and goes on from there, with the limits that the
     authors' code sets: no token with a colon and a space, none of more than four words. Both stages
     train on single lines, the line feed included. What is written is plain byte-level BPE
-    (``tokenizer.json``) with the pattern of the second stage, which ``text_tokenizer`` and
-    ``hf_text`` read.
+    (``tokenizer.json``) with the pattern of the second stage, which ``text_tokenizer`` reads.
 
     Ties and counts are those of the authors' fork of ``tokenizers``, and so is the repetition of
     the first stage: a merge whose pair is not there any more is left out.

@@ -33,7 +33,7 @@ source:
   urls: [texts/*.parquet]
   fields: [text]
 operators:
-  - name: hf_text
+  - name: text_tokenizer
     tokenizer: tokenizers/words/tokenizer.json
 shards: {fields: [tokens]}
 output: out

@@ -17,8 +17,8 @@ from operators.errors import ContractError
 from operators.text.algorithms.bpe_training import learn_merges
 from operators.text.algorithms.pretokens import PATTERNS, splitter
 from operators.text.bpe import BPE, BPEConfig
-from operators.text.hf_text import HFText, HFTextConfig
 from operators.text.superbpe import SuperBPE, SuperBPEConfig
+from operators.text.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from tests.text_documents import documents, quiet, some_texts
 
 TEXTS = some_texts(200)
@@ -38,7 +38,7 @@ def super_trained(**settings: object) -> bytes:
 
 def tokenize(path: str, texts: list[str]) -> tuple[Ragged, list[str]]:
     """Return ids, and what they decode to."""
-    operator = HFText(HFTextConfig(tokenizer=path))
+    operator = TextTokenizer(TextTokenizerConfig(tokenizer=path))
     operator.setup("cpu")
     out = operator({"text": pa.array(texts, pa.large_string())})
     return out["tokens"], operator.decode(out)["text"].to_pylist()

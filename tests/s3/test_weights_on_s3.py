@@ -15,7 +15,7 @@ from operators import registry
 from operators.errors import SetupError
 from operators.image_tokenizers.flextok import FlexTok, FlexTokConfig
 from operators.model_files import ModelFile
-from operators.text.hf_text import HFText, HFTextConfig
+from operators.text.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from pipeline.model_cache import CHUNK_BYTES, JobModelFiles
 from pipeline.storage import Storage
 from pipeline.verify import verify
@@ -120,16 +120,16 @@ def test_what_is_not_there_is_named(s3: Storage, bucket: str) -> None:
     with pytest.raises(SetupError, match=rf"flextok: {bucket}/none has no model\.safetensors"):
         build(f"{bucket}/none", s3).identity()
     tokenizer = f"{bucket}/none/tokenizer.json"
-    op = registry.build(HFTextConfig(tokenizer=tokenizer), JobModelFiles(s3))
+    op = registry.build(TextTokenizerConfig(tokenizer=tokenizer), JobModelFiles(s3))
     with pytest.raises(SetupError, match=f"tokenizer '{tokenizer}': no such file"):
         op.identity()
 
 
 def test_a_tokenizer_on_s3(s3: Storage, bucket: str) -> None:
     s3.write(f"{bucket}/tokenizer.json", TOKENIZER.read_bytes())
-    config = HFTextConfig(tokenizer=f"{bucket}/tokenizer.json")
+    config = TextTokenizerConfig(tokenizer=f"{bucket}/tokenizer.json")
     op = registry.build(config, JobModelFiles(s3))
-    assert op.identity() == HFText(HFTextConfig(tokenizer=str(TOKENIZER))).identity()
+    assert op.identity() == TextTokenizer(TextTokenizerConfig(tokenizer=str(TOKENIZER))).identity()
 
 
 def test_a_data_set_differs_in_the_name_of_its_weights_alone(

@@ -1,4 +1,4 @@
-"""hf_text: ids equal to the library's own, special tokens in text, and every broken file."""
+"""text_tokenizer: ids equal to the library's own, special tokens in text, and every broken file."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer
 from operators.base import FieldSpec, Invertible, Ragged
 from operators.errors import ContractError, RowErrors, SetupError
 from operators.testing import assert_operator_contract
-from operators.text.hf_text import HFText, HFTextConfig
+from operators.text.text_tokenizer import TextTokenizer, TextTokenizerConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "text"
 BPE, UNIGRAM = str(GOLDEN / "bytelevel_bpe.json"), str(GOLDEN / "unigram.json")
@@ -44,8 +45,8 @@ def column(texts: list[str]) -> pa.Array:
     return pa.array(texts, pa.large_string())
 
 
-def ready(tokenizer: str = BPE, **options: Any) -> HFText:
-    op = HFText(HFTextConfig(tokenizer=tokenizer, **options))
+def ready(tokenizer: str = BPE, **options: Any) -> TextTokenizer:
+    op = TextTokenizer(TextTokenizerConfig(tokenizer=tokenizer, **options))
     op.setup("cpu")
     return op
 
@@ -124,7 +125,7 @@ def test_added_token_that_is_not_special_is_matched_in_text() -> None:
 
 def test_decode_needs_no_setup() -> None:
     tokens = ready()({"text": column(DOCUMENTS)})
-    fresh = HFText(HFTextConfig(tokenizer=BPE))
+    fresh = TextTokenizer(TextTokenizerConfig(tokenizer=BPE))
     assert fresh.decode(tokens)["text"].to_pylist() == DOCUMENTS
 
 
@@ -175,26 +176,28 @@ def test_bpe_dropout_is_switched_off(tmp_path: Path) -> None:
 
 
 def test_identity_holds_the_digest_of_the_file() -> None:
-    import tokenizers
-
-    assert HFText(HFTextConfig(tokenizer=BPE)).identity() == {
+    assert TextTokenizer(TextTokenizerConfig(tokenizer=BPE)).identity() == {
         "tokenizer_sha256": hashlib.sha256(Path(BPE).read_bytes()).hexdigest(),
-        "tokenizers_version": tokenizers.__version__,
+        "backend": "fast",
+        "library": f"fastokens {version('fastokens')}",
+        "reference": f"tokenizers {version('tokenizers')}",
     }
 
 
 def test_metadata_names_the_special_ids() -> None:
-    op = HFText(HFTextConfig(tokenizer=BPE, add_eos="<|endoftext|>"))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer=BPE, add_eos="<|endoftext|>"))
     assert op.metadata() == {
         "vocab_size": 400,
         "special_ids": {"<s>": 0, "</s>": 1, "<|endoftext|>": 2},
         "bos_id": None,
         "eos_id": 2,
+        "backend": "fast",
+        "backends_refused": {},
     }
 
 
 def test_null_text_is_a_broken_contract() -> None:
-    with pytest.raises(ContractError, match="hf_text: 1 of 2 texts are null"):
+    with pytest.raises(ContractError, match="text_tokenizer: 1 of 2 texts are null"):
         ready()({"text": pa.array(["a", None], pa.large_string())})
 
 
@@ -212,20 +215,20 @@ def test_text_that_is_no_utf8_is_an_error_of_its_row() -> None:
 
 
 def test_unknown_end_token_names_those_there_are() -> None:
-    op = HFText(HFTextConfig(tokenizer=BPE, add_eos="<eot>"))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer=BPE, add_eos="<eot>"))
     with pytest.raises(ContractError, match=r"add_eos='<eot>' is no token .*'<\|endoftext\|>'"):
         op.setup("cpu")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    op = HFText(HFTextConfig(tokenizer=str(tmp_path / "none.json")))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer=str(tmp_path / "none.json")))
     with pytest.raises(SetupError, match=r"none\.json': no such file, expected a tokenizer\.json"):
         op.setup("cpu")
 
 
 def test_folder_is_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
-    op = HFText(HFTextConfig(tokenizer=str(tmp_path / "folder.json")))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer=str(tmp_path / "folder.json")))
     with pytest.raises(SetupError, match="give the path of the file itself"):
         op.setup("cpu")
 
@@ -234,20 +237,20 @@ def test_folder_is_not_a_file(tmp_path: Path) -> None:
 def test_other_files_are_no_tokenizer(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "vocab.json"
     path.write_bytes(content)
-    op = HFText(HFTextConfig(tokenizer=str(path)))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer=str(path)))
     with pytest.raises(SetupError, match=r"vocab\.json': not a tokenizer\.json"):
         _ = op.outputs
 
 
 def test_revision_of_a_file_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"revision='main' belongs to a hub id"):
-        HFTextConfig(tokenizer="tok.json", revision="main")
+        TextTokenizerConfig(tokenizer="tok.json", revision="main")
 
 
 @pytest.mark.parametrize("name", ["", "./folder", "a/b/c", "/abs/folder", "owner/na me"])
 def test_neither_path_nor_hub_id_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=r"neither a path that ends in \.json"):
-        HFTextConfig(tokenizer=name)
+    with pytest.raises(ValidationError, match=r"neither a path that ends in \.json or \.model"):
+        TextTokenizerConfig(tokenizer=name)
 
 
 @pytest.fixture
@@ -268,7 +271,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("hub_cache")
 def test_hub_tokenizer_is_pinned_to_its_commit() -> None:
-    identity = HFText(HFTextConfig(tokenizer="mill/grain")).identity()
+    identity = TextTokenizer(TextTokenizerConfig(tokenizer="mill/grain")).identity()
     assert identity["commit"] == COMMIT
     assert identity["warning"] == (f"mill/grain: revision 'main' may move; set revision: {COMMIT}")
     text = {"text": column(DOCUMENTS)}
@@ -277,14 +280,16 @@ def test_hub_tokenizer_is_pinned_to_its_commit() -> None:
 
 @pytest.mark.usefixtures("hub_cache")
 def test_pinned_hub_tokenizer_needs_no_warning() -> None:
-    identity = HFText(HFTextConfig(tokenizer="mill/grain", revision=COMMIT)).identity()
+    identity = TextTokenizer(
+        TextTokenizerConfig(tokenizer="mill/grain", revision=COMMIT)
+    ).identity()
     assert identity["commit"] == COMMIT
     assert "warning" not in identity
 
 
 @pytest.mark.usefixtures("hub_cache")
 def test_offline_and_not_cached_says_how_to_get_it() -> None:
-    op = HFText(HFTextConfig(tokenizer="mill/flour"))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer="mill/flour"))
     with pytest.raises(SetupError, match=r"hf download mill/flour tokenizer\.json --revision main"):
         op.setup("cpu")
 
@@ -295,7 +300,10 @@ def test_offline_and_not_cached_says_how_to_get_it() -> None:
         ("GatedRepoError", "the repository is gated; accept its terms"),
         ("RepositoryNotFoundError", "no such repository; check the name"),
         ("RevisionNotFoundError", "no revision 'v9'; give a branch"),
-        ("RemoteEntryNotFoundError", r"the repository has no tokenizer\.json"),
+        (
+            "RemoteEntryNotFoundError",
+            r"the repository has no tokenizer\.json and no tokenizer\.model",
+        ),
     ],
 )
 def test_answers_of_the_hub_say_what_to_do(
@@ -308,7 +316,7 @@ def test_answers_of_the_hub_say_what_to_do(
         raise getattr(huggingface_hub.errors, error)("no", response=response)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    op = HFText(HFTextConfig(tokenizer="mill/grain", revision="v9"))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer="mill/grain", revision="v9"))
     with pytest.raises(SetupError, match=f"tokenizer 'mill/grain': {message}"):
         op.setup("cpu")
 
@@ -320,7 +328,7 @@ def test_missing_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, package: str, tokenizer: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    op = HFText(HFTextConfig(tokenizer=tokenizer))
+    op = TextTokenizer(TextTokenizerConfig(tokenizer=tokenizer))
     with pytest.raises(
         SetupError, match=rf"{package} (is not installed|cannot be imported .*); pip"
     ):
