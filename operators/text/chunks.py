@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from operators.base import Batch, Operator, Ragged
 from operators.columns import take
-from operators.errors import RowErrors, SampleError
+from operators.errors import RowErrors
 from operators.text.text_column import check_no_nulls, utf8_bytes
+from operators.text.valid_utf8 import other_rows, undecodable
 
 MAX_REMEMBERED_CHUNKS = 131_072
 MAX_REMEMBERED_CHARACTERS = 64
@@ -29,18 +30,10 @@ def check_texts(operator: Operator[Any], batch: Batch) -> None:
     """
     column, name = batch["text"], operator.config.name
     check_no_nulls(column, name)
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        documents = utf8_bytes(column)
-        errors = {}
-        for row in range(len(documents)):
-            try:
-                documents[row].tobytes().decode("utf-8")
-            except UnicodeDecodeError as error:
-                errors[row] = SampleError(f"{name}: the text is no UTF-8: {error}")
-        good = np.setdiff1d(np.arange(len(documents)), list(errors))
-        raise RowErrors(errors, operator({"text": take(column, good)})) from None
+    errors = undecodable(column, name)
+    if errors:
+        good = other_rows(len(column), errors)
+        raise RowErrors(errors, operator({"text": take(column, good)}))
 
 
 def cut_after(documents: pa.Array, separators: bytes) -> tuple[pa.Array, np.ndarray]:
