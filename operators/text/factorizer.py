@@ -46,7 +46,7 @@ class FactorizerConfig(MethodFileConfig):
 class Factorizer(Operator[FactorizerConfig]):
     """Map text to subwords of three ids each, as a VQ-VAE over subwords has learned them.
 
-    Factorizer (https://arxiv.org/abs/2306.07764, section 3): text is split at whitespace; a word
+    Factorizer (https://arxiv.org/abs/2306.07764): text is split at whitespace; a word
     is marked at both ends and cut into the pieces of the dictionary with the lowest sum of
     ``alpha`` - score, a score being a log-probability. Of a piece's records the best is taken.
     Sampling (sigma) is not offered: tokens are written once.

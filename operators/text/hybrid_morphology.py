@@ -65,7 +65,7 @@ class HybridMorphologyConfig(OperatorConfig):
 class HybridMorphology(Operator[HybridMorphologyConfig]):
     """Map text to roots, suffixes and pieces, where the forms of one morpheme share one id.
 
-    "Tokens with Meaning" (https://arxiv.org/abs/2508.14292, section 3): text is cut at spaces and
+    "Tokens with Meaning" (https://arxiv.org/abs/2508.14292): text is cut at spaces and
     before capitals; a capital becomes ``<uppercase>`` (0) and its small letter. Each part is read
     from its start: the longest root, else the longest suffix, else the longest piece, so that a
     short root goes before a longer suffix. A space between parts is id 2.

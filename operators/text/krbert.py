@@ -68,7 +68,7 @@ class KRBertConfig(MethodFileConfig):
 class KRBert(Operator[KRBertConfig]):
     """Map text to WordPiece ids read forwards or backwards, whichever has the lower ids.
 
-    KR-BERT (https://arxiv.org/abs/2008.03979, section 3.3; the choice as in the authors'
+    KR-BERT (https://arxiv.org/abs/2008.03979; the choice as in the authors'
     ``tokenization_ranked.py``): text is cleaned, split at whitespace, punctuation and CJK
     ideographs as BERT does, and each word is cut greedily from its start (longest prefix) and from
     its end (longest suffix). Of the two the one whose sorted ids come first is taken, backwards

@@ -13,7 +13,13 @@ from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator
 from operators.errors import ContractError, SetupError
-from operators.text.chunks import MAX_REMEMBERED_CHUNKS, ChunkEncoder, check_texts, cut_after
+from operators.text.chunks import (
+    MAX_REMEMBERED_CHARACTERS,
+    MAX_REMEMBERED_CHUNKS,
+    ChunkEncoder,
+    check_texts,
+    cut_after,
+)
 from operators.text.method_file import (
     FoundFile,
     MethodFileConfig,
@@ -54,7 +60,7 @@ class SplinterConfig(MethodFileConfig):
 class Splinter(Operator[SplinterConfig]):
     """Rewrite text so that a tokenizer trained on it sees roots and templates as pieces.
 
-    SPLINTER (https://arxiv.org/abs/2503.14433, section 3): letters are taken out of a word one by
+    SPLINTER (https://arxiv.org/abs/2503.14433): letters are taken out of a word one by
     one, the most probable ones by a map learned for the language, until three are left. The word
     becomes one character for each of these, in order, and then one for each letter that was taken
     out, which says which letter and where, the innermost first. A word with other characters than
@@ -179,7 +185,13 @@ class Splinter(Operator[SplinterConfig]):
     def _rewritten_by_authors(self, text: str) -> str:
         lines = []
         for sentence in _SENTENCE_ENDS.split(text.translate(self._drop_diacritics)):
-            words = [self._remembered_word(word) for word in _WORDS.split(sentence)[::2] if word]
+            words = [
+                self._remembered_word(word)
+                if len(word) <= MAX_REMEMBERED_CHARACTERS
+                else self._rewritten_word(word)
+                for word in _WORDS.split(sentence)[::2]
+                if word
+            ]
             if words:
                 lines.append(" ".join(words))
         return "\n".join(lines)
@@ -241,7 +253,7 @@ class SplinterTrainerConfig(TrainerConfig):
 class SplinterTrainer(TokenizerTrainer[SplinterTrainerConfig]):
     """Learn which letters are taken out of words, for the operator ``splinter``.
 
-    In two passes over the counted words (https://arxiv.org/abs/2503.14433, section 3.1): how many
+    In two passes over the counted words (https://arxiv.org/abs/2503.14433): how many
     words of each length lose a letter to become another word, and which loss each word prefers, by
     the share of the loss and the frequency of what is left. Words are counted as the authors' code
     does: without diacritics, between whitespace and ``. - , : " ( )``.
