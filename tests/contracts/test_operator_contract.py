@@ -19,6 +19,13 @@ from operators.columns import take_batch
 from operators.testing import assert_operator_contract
 from operators.text.boundlessbpe import BoundlessBPETrainer, BoundlessBPETrainerConfig
 from tests.golden_tokenizer import GoldenModel, models
+from tests.method_files import (
+    FACTORIZER_FILE,
+    hybrid_folder,
+    krbert_file,
+    lib_file,
+    splinter_file,
+)
 from tests.text_documents import documents, quiet, some_texts
 
 ROWS = 5
@@ -117,6 +124,17 @@ CASES: dict[str, Case] = {
     ),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
+    "factorizer": lambda _: ({"tokenizer": FACTORIZER_FILE}, {"text": TEXTS}),
+    "hybrid_morphology": lambda folder: (
+        {"dictionaries": hybrid_folder(folder)},
+        {"text": TEXTS},
+    ),
+    "krbert": lambda folder: ({"tokenizer": krbert_file(folder)}, {"text": TEXTS}),
+    "lib": lambda folder: ({"tokenizer": lib_file(folder)}, {"text": TEXTS}),
+    "pathpiece": lambda folder: (
+        {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx")},
+        {"text": TEXTS},
+    ),
     "digit_groups": lambda _: ({}, {"text": TEXTS}),
     "hat_words": lambda _: ({"max_word_bytes": 100}, {"text": TEXTS}),
     "fim": lambda _: (
@@ -161,6 +179,7 @@ CASES: dict[str, Case] = {
         },
         {"caption": ids(ROWS, 100)},
     ),
+    "splinter": lambda folder: ({"tokenizer": splinter_file(folder)}, {"text": TEXTS}),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
     "text4seg": lambda _: (
         {"labels": ["others", "cat"], "grid": 4},

@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from operators.text.hf_text import HFText, HFTextConfig
 from pydantic import ValidationError
 
-from operators.text.hf_text import HFText, HFTextConfig
 from operators.text.rgrams import RGrams, RGramsConfig
 from tests.operators.test_bpe import merged
 from tests.text_documents import documents, quiet, some_texts
