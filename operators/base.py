@@ -292,6 +292,29 @@ class Invertible(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TokenPieces:
+    """What the ids of a text tokenizer stand for.
+
+    Attributes:
+        texts: large_binary [V], the bytes of each id; null for one that stands for no text:
+            specials, gaps in the vocabulary.
+        unknown_id: What text outside the vocabulary becomes, or None.
+    """
+
+    texts: Any
+    unknown_id: int | None = None
+
+
+@runtime_checkable
+class HasPieces(Protocol):
+    """A text tokenizer whose ids stand for certain bytes each, so that they can be judged."""
+
+    def pieces(self) -> TokenPieces:
+        """Return what each id stands for; loads what it needs, ``setup`` is not called before."""
+        ...
+
+
 def smallest_uint(vocab_size: int) -> str:
     """Return the smallest unsigned dtype that holds ids below ``vocab_size``."""
     for name in ("uint8", "uint16", "uint32"):

@@ -14,7 +14,14 @@ from rich.text import Text
 
 from pipeline.errors import SpecError, TokenmillError
 from pipeline.signals import STOPPED, StopSignals
-from pipeline.spec import JobSpec, WorkerRange, load_job, schema_json
+from pipeline.spec import (
+    JobSpec,
+    WorkerRange,
+    load_job,
+    load_train_job,
+    schema_json,
+    train_schema,
+)
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -216,6 +223,51 @@ def submit(
 
 
 @app.command()
+def train_tokenizer(
+    job_file: Annotated[
+        Path,
+        typer.Argument(
+            help="Training job (YAML). Paths in it are relative to the current directory.",
+            show_default=False,
+        ),
+    ],
+    output: Output = None,
+    limit: Limit = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Replace what an earlier training wrote to the output folder.")
+    ] = False,
+) -> None:
+    """Train a tokenizer on a sample of a corpus."""
+    from pipeline import train
+    from pipeline.report.tables import size
+    from pipeline.report.training import TrainingView
+
+    job = load_train_job(job_file, {"limit": limit} if limit is not None else None)
+    with StopSignals() as stop:
+        try:
+            prepared = train.prepare(job, output)
+            for warning in prepared.warnings:
+                err.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+            with TrainingView(out) as view:
+                done = train.train(prepared, view.show, fresh=fresh)
+        except KeyboardInterrupt:
+            err.print("stopped; nothing was written")
+            raise typer.Exit(stop.code) from None
+    facts = _facts()
+    sample = done.provenance["sample"]
+    facts.add_row("trainer", done.provenance["recipe"]["trainer"]["name"])
+    facts.add_row("sample", f"{sample['documents']:,} documents, {size(sample['bytes'])} of text")
+    facts.add_row("of", f"{sample['documents_seen']:,} documents")
+    if sample["unusable"]:
+        facts.add_row("unusable", f"{sample['unusable']:,}")
+    for name, about in done.provenance["files"].items():
+        facts.add_row(name, f"{size(about['num_bytes'])}, sha256 {about['sha256'][:12]}")
+    out.print(facts)
+    already = "" if done.is_new else " (trained before by the same job; --fresh trains again)"
+    out.print(f"\ndone: {done.output}/{train.PROVENANCE}{already}", soft_wrap=True)
+
+
+@app.command()
 def plan(job_file: JobFile, output: Output = None, limit: Limit = None) -> None:
     """Show partitions, stages, resources and fields of a job. Runs nothing."""
     from pipeline import runner
@@ -263,11 +315,22 @@ def validate(job_file: JobFile) -> None:
 
 @app.command()
 def schema(
-    path: Annotated[str, typer.Argument(help="Where to write it.")] = "jobs/job.schema.json",
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            help="Where to write it.",
+            show_default="jobs/job.schema.json, or jobs/tokenizers/train.schema.json",
+        ),
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="That of training jobs instead.")
+    ] = False,
 ) -> None:
     """Write the JSON schema of job files, for editors."""
-    Storage().write(path, schema_json().encode())
-    out.print(f"wrote {path}", soft_wrap=True)
+    text = schema_json(train_schema() if training else None)
+    default = "jobs/tokenizers/train.schema.json" if training else "jobs/job.schema.json"
+    Storage().write(path or default, text.encode())
+    out.print(f"wrote {path or default}", soft_wrap=True)
 
 
 @app.command()
@@ -526,6 +589,84 @@ def report(
         out.print(Text("note  ", "yellow") + note, soft_wrap=True)
 
 
+@app.command("tokenizer-report")
+def tokenizer_report(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Job files (*.yaml), or output folders of finished runs.", show_default=False
+        ),
+    ],
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One more tokenizer for the texts of jobs: an operator's name, or its settings "
+            "as in a job, e.g. '{name: text_tokenizer, tokenizer: gpt2}'. May be given several "
+            "times.",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Field of languages or domains to compare.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Group that premiums refer to; by default that of fewest tokens a character.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[float, typer.Option(help="Text to read, MB.", min=0.0001)] = 16.0,
+    to_json: Annotated[
+        str | None, typer.Option("--json", help="Write the figures there.", show_default=False)
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(help="Draw them there: a .png, .svg or .pdf file.", show_default=False),
+    ] = None,
+    job: StorageOf = None,
+) -> None:
+    """Say how good text tokenizers are on a corpus, side by side. Runs on a sample."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pipeline import tokenizer_sample as samples
+    from pipeline.report import tokenizer_plots
+    from pipeline.report import tokenizer_report as figures
+    from pipeline.report.tokenizer_tables import tokenizer_notes, tokenizer_tables
+
+    if plot is not None:
+        tokenizer_plots.check_format(plot)
+    more = [_tokenizer(text) for text in tokenizer or ()]
+    found: list[figures.TokenizerFigures] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        for target in targets:
+            task = bar.add_task(target, total=None)
+
+            def progress(done: int, of: int, task: Any = task) -> None:
+                bar.update(task, completed=done, total=of)
+
+            given = samples.Sampling(int(sample * 1e6), group, reference, progress)
+            first = found[0] if found else None
+            if target.endswith((".yaml", ".yml")):
+                found += samples.measure_job(_job(Path(target)), more, given, first)
+            else:
+                found += samples.measure_shards(target, _storage(job), given, first)
+    for table in tokenizer_tables(found):
+        out.print(table)
+        out.print()
+    for note in tokenizer_notes(found):
+        out.print(Text("note  ", "yellow") + note, soft_wrap=True)
+    for path, data in (
+        (to_json, figures.to_json),
+        (plot, lambda each: tokenizer_plots.draw(each, tokenizer_plots.check_format(str(plot)))),
+    ):
+        if path is not None:
+            Storage().write(path, data(found))
+            out.print(f"wrote {path}", soft_wrap=True)
+
+
 @app.command()
 def gc(
     output: OutputUri,
@@ -624,6 +765,25 @@ def _codebook_report(data: "DataSet") -> "CodebookReport":
         keep_report(data, found)
     except TokenmillError as error:  # a data set may well be closed to who looks at it
         err.print(f"warning: these figures are not kept: {error.message}", soft_wrap=True)
+    return found
+
+
+def _tokenizer(text: str) -> dict[str, Any]:
+    """Return the settings of an operator that an option holds: its name, or a YAML mapping."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        found = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        found = None
+    if isinstance(found, str):
+        return {"name": found}
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        raise SpecError(
+            f"--tokenizer {text}: expected an operator's name, or settings with one",
+            hint="for example --tokenizer '{name: text_tokenizer, tokenizer: gpt2}'",
+        )
     return found
 
 

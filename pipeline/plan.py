@@ -20,7 +20,7 @@ from operators.model_files import ModelFiles
 from pipeline.errors import ContractError, IntegrityError, SpecError
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.protocols import Partition, Source
-from pipeline.spec import JobSpec
+from pipeline.spec import JobSpec, TrainSpec
 from pipeline.storage import Storage, join, shown
 
 PLAN = "_plan.jsonl"
@@ -78,8 +78,9 @@ class Chain:
 
         An operator may have an attribute ``preprocessing``: names and options of the operators
         that prepare its field ``image``, in order, where a ``size`` stands for the side of its
-        images. Nothing is said of views, which are cut otherwise on purpose, nor of images that
-        come ready from the source or from the operator that decodes them.
+        images; and ``other_preprocessing``, further such lists that its authors use. Nothing is
+        said of views, which are cut otherwise on purpose, nor of images that come ready from the
+        source or from the operator that decodes them.
         """
         found = []
         for i, bound in enumerate(self.steps):
@@ -88,17 +89,12 @@ class Chain:
             if not authors or image is None or len(image.shape) != 3 or image.shape[0] is None:
                 continue
             configs = _preparation(self.steps[:i], bound.reads["image"])
-            side = {"size": image.shape[0]}
-            wanted = [
-                registry.get(options["name"]).Config.model_validate(
-                    {**options, **(side if "size" in options else {})}
-                )
-                for options in authors
-            ]
-            if configs and _shown(configs) != _shown(wanted):
+            lists = (authors, *getattr(bound.step, "other_preprocessing", ()))
+            wanted = [_shown(_configs(each, image.shape[0])) for each in lists]
+            if configs and _shown(configs) not in wanted:
                 found.append(
                     f"{bound.label}: images come from {_shown(configs)}; its authors prepare "
-                    f"them by {_shown(wanted)}"
+                    f"them by {wanted[0]}"
                 )
         return found
 
@@ -120,7 +116,7 @@ class Chain:
 
 
 def build_chain(
-    job: JobSpec, source_fields: Mapping[str, FieldSpec], model_files: ModelFiles
+    job: JobSpec | TrainSpec, source_fields: Mapping[str, FieldSpec], model_files: ModelFiles
 ) -> Chain:
     """Build the operators and check every field along the chain.
 
@@ -153,11 +149,10 @@ def build_chain(
         label = config.name if seen[config.name] == 1 else f"{config.name}#{seen[config.name]}"
         steps.append(BoundStep(step, label, reads, writes, fields, frozenset()))
     output = {
-        name: _output_field(name, fields, job.place("shards", "fields", i))
-        for i, name in enumerate(job.shards.fields)
+        name: _output_field(name, fields, place) for name, place in job.written_fields().items()
     }
     needed = set(output) | {"key"}
-    if job.run.keep_bad_bytes:
+    if job.keeps_bad_bytes:
         needed |= set(source)  # a late failure must still find the sample's original bytes
     for i in reversed(range(len(steps))):
         steps[i] = replace(steps[i], keep=frozenset(needed & set(steps[i].fields)))
@@ -171,7 +166,7 @@ def fingerprint(job: JobSpec, identities: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def list_partitions(job: JobSpec, source: Source) -> list[Partition]:
+def list_partitions(job: JobSpec | TrainSpec, source: Source) -> list[Partition]:
     """Cut the input into partitions, up to the job's ``limit`` of samples."""
     partitions = []
     left = job.limit
@@ -345,6 +340,16 @@ class _Private:
 
 
 _HTTP = ("http://", "https://")
+
+
+def _configs(steps: Sequence[Mapping[str, Any]], side: int) -> list[OperatorConfig]:
+    """Return the configs of image operators, for images of the given side."""
+    return [
+        registry.get(options["name"]).Config.model_validate(
+            {**options, **({"size": side} if "size" in options else {})}
+        )
+        for options in steps
+    ]
 
 
 def _preparation(steps: Sequence[BoundStep], field: str) -> list[OperatorConfig]:

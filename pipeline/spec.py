@@ -9,13 +9,21 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fsspec.core import split_protocol
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -147,21 +155,13 @@ class RunSpec(_Model):
     ] = False
 
 
-class JobSpec(_Model):
-    """A whole job, validated. ``load_job`` makes one from a file."""
+class BaseJob(_Model):
+    """What jobs of every kind share."""
 
     name: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the data set.")
     ]
     source: Annotated[SourceConfig, Field(description="Where samples come from.")]
-    operators: Annotated[
-        list[OperatorConfig],
-        Field(min_length=1, description="What is done with every sample, in order."),
-    ]
-    batch_size: Annotated[
-        int, Field(ge=1, description="Samples per call of a device operator.")
-    ] = 64
-    shards: Annotated[ShardsSpec, Field(description="What is written.")]
     output: Annotated[
         str,
         Field(description="Output folder: a URL, or a path from the current directory."),
@@ -170,7 +170,6 @@ class JobSpec(_Model):
         dict[str, dict[str, Any]],
         Field(description="Protocol (s3, hf, https) -> options of its fsspec file system."),
     ] = {}
-    run: Annotated[RunSpec, Field(description="How the job is run.")] = RunSpec()
     limit: Annotated[int | None, Field(ge=1, description="Stop after this many input samples.")] = (
         None
     )
@@ -179,17 +178,6 @@ class JobSpec(_Model):
     def place(self, *location: str | int) -> str:
         """Return ``file:line: field`` of a part of the job, for an error about it."""
         return self._text.place(location)
-
-    def recipe(self) -> dict[str, Any]:
-        """Return the half that changes bytes, as JSON values; URLs as written in the job."""
-        return {
-            "name": self.name,
-            "source": self.source.model_dump(mode="json"),
-            "operators": [config.model_dump(mode="json") for config in self.operators],
-            "batch_size": self.batch_size,
-            "shards": self.shards.model_dump(mode="json"),
-            "limit": self.limit,
-        }
 
     def source_urls(self) -> list[str]:
         """Return the source URLs: environment variables replaced, local paths made absolute."""
@@ -228,6 +216,112 @@ class JobSpec(_Model):
         return expand_env(self.output, self.place("output")).rstrip("/")
 
 
+class JobSpec(BaseJob):
+    """A whole job, validated. ``load_job`` makes one from a file."""
+
+    operators: Annotated[
+        list[OperatorConfig],
+        Field(min_length=1, description="What is done with every sample, in order."),
+    ]
+    batch_size: Annotated[
+        int, Field(ge=1, description="Samples per call of a device operator.")
+    ] = 64
+    shards: Annotated[ShardsSpec, Field(description="What is written.")]
+    run: Annotated[RunSpec, Field(description="How the job is run.")] = RunSpec()
+
+    def written_fields(self) -> Mapping[str, str]:
+        """Return the fields that the operators are to give, and where the job says so."""
+        return {
+            name: self.place("shards", "fields", i) for i, name in enumerate(self.shards.fields)
+        }
+
+    @property
+    def keeps_bad_bytes(self) -> bool:
+        """True when the original fields of unusable samples are kept."""
+        return self.run.keep_bad_bytes
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the half that changes bytes, as JSON values; URLs as written in the job."""
+        return {
+            "name": self.name,
+            "source": self.source.model_dump(mode="json"),
+            "operators": [config.model_dump(mode="json") for config in self.operators],
+            "batch_size": self.batch_size,
+            "shards": self.shards.model_dump(mode="json"),
+            "limit": self.limit,
+        }
+
+
+class SampleSpec(_Model):
+    """Which documents a tokenizer is trained on: those whose keys hash lowest, so no order counts.
+
+    At most one of the three sizes; without any, all documents.
+    """
+
+    fraction: Annotated[
+        float | None, Field(gt=0.0, le=1.0, description="Share of the documents.")
+    ] = None
+    max_bytes: Annotated[
+        int | None, Field(ge=1, description="Most bytes of text (UTF-8) in the sample.")
+    ] = None
+    max_documents: Annotated[
+        int | None, Field(ge=1, description="Most documents in the sample.")
+    ] = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63, description="Another seed, another sample.")] = 0
+
+    @model_validator(mode="after")
+    def _is_one_size(self) -> "SampleSpec":
+        sizes = ("fraction", "max_bytes", "max_documents")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"expected one size of the sample, found {' and '.join(given)}")
+        return self
+
+
+class TrainSpec(BaseJob):
+    """A job that trains a tokenizer. ``load_train_job`` makes one from a file."""
+
+    operators: Annotated[
+        list[OperatorConfig],
+        Field(description="What is done with every sample before, in order; on the CPU."),
+    ] = []
+    text: Annotated[str, Field(description="The field whose text the trainer is given.")] = "text"
+    sample: Annotated[SampleSpec, Field(description="Which documents it is trained on.")] = (
+        SampleSpec()
+    )
+    trainer: Annotated[SerializeAsAny[BaseModel], Field(description="What learns the tokenizer.")]
+    max_bad_samples: Annotated[
+        Fraction | Count,
+        Field(
+            description="Samples that may be unreadable: a count, or a share below 1 of the input."
+        ),
+    ] = 0.01
+
+    def written_fields(self) -> Mapping[str, str]:
+        """Return the field that the operators are to give, and where the job says so."""
+        return {self.text: self.place("text")}
+
+    @property
+    def keeps_bad_bytes(self) -> bool:
+        """False: there is no quarantine."""
+        return False
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the half that changes bytes, as JSON values; URLs as written in the job."""
+        return {
+            "name": self.name,
+            "source": self.source.model_dump(mode="json"),
+            "operators": [config.model_dump(mode="json") for config in self.operators],
+            "text": self.text,
+            "sample": self.sample.model_dump(mode="json"),
+            "trainer": self.trainer.model_dump(mode="json"),
+            "limit": self.limit,
+        }
+
+
+AnyJob = TypeVar("AnyJob", bound=BaseJob)
+
+
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
     """Read and validate a job file.
 
@@ -238,18 +332,24 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> JobSpec:
     Raises:
         SpecError: each mistake as ``file:line: field: reason``, with the nearest allowed name.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = str(error.strerror).lower() if isinstance(error, OSError) else "not UTF-8 text"
-        raise SpecError(f"{path}: {reason}", hint="give the path of a job file") from None
-    return parse_job(text, str(path), overrides)
+    return parse_job(_read(path), str(path), overrides)
 
 
 def parse_job(text: str, name: str, overrides: Mapping[str, Any] | None = None) -> JobSpec:
     """Validate the text of a job file; ``name`` stands in the messages. See ``load_job``."""
-    raw, lines = _parse_yaml(text, name)
-    return _validate({**raw, **(overrides or {})}, JobText(name, lines))
+    raw, lines = _parse_yaml(text, name, JobSpec)
+    return _validate({**raw, **(overrides or {})}, JobText(name, lines), JobSpec)
+
+
+def load_train_job(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainSpec:
+    """Read and validate the file of a job that trains a tokenizer. See ``load_job``."""
+    return parse_train_job(_read(path), str(path), overrides)
+
+
+def parse_train_job(text: str, name: str, overrides: Mapping[str, Any] | None = None) -> TrainSpec:
+    """Validate the text of a training job; ``name`` stands in the messages. See ``load_job``."""
+    raw, lines = _parse_yaml(text, name, TrainSpec)
+    return _validate({**raw, **(overrides or {})}, JobText(name, lines), TrainSpec)
 
 
 def job_from_recipe(recipe: Mapping[str, Any]) -> JobSpec:
@@ -260,34 +360,63 @@ def job_from_recipe(recipe: Mapping[str, Any]) -> JobSpec:
     Raises:
         SpecError: the recipe names an operator or setting that is not known here.
     """
-    return _validate({**recipe, "output": "."}, JobText("recipe"))
+    return _validate({**recipe, "output": "."}, JobText("recipe"), JobSpec)
 
 
 def job_schema() -> dict[str, Any]:
     """Return the JSON schema of job files, with every operator that is installed."""
-    schema = JobSpec.model_json_schema()
+    return _schema(JobSpec, "Tokenmill job")
+
+
+def train_schema() -> dict[str, Any]:
+    """Return the JSON schema of training jobs, with every operator and trainer."""
+    schema = _schema(TrainSpec, "Tokenmill training job")
+    trainers = [trainer.Config for trainer in registry.trainers().values()]
+    schema["properties"]["trainer"] = {
+        "description": schema["properties"]["trainer"]["description"],
+        "oneOf": _choices(trainers, schema["$defs"]),
+    }
+    schema["$defs"].pop("BaseModel", None)
+    return schema
+
+
+def schema_json(schema: Mapping[str, Any] | None = None) -> str:
+    """Return the text of ``jobs/job.schema.json``, or of another schema."""
+    return json.dumps(job_schema() if schema is None else schema, indent=2, sort_keys=True) + "\n"
+
+
+def _schema(model: type[BaseModel], title: str) -> dict[str, Any]:
+    schema = model.model_json_schema()
     definitions = schema["$defs"]
     definitions.pop("OperatorConfig", None)
-    for model in _SOURCES.values():
-        part = definitions[model.__name__]
+    for source in _SOURCES.values():
+        part = definitions[source.__name__]
         part["required"] = sorted({"type", *part["required"]})
-    choices = []
-    for operator_name in registry.names():
-        config = registry.get(operator_name).Config
+    steps = [registry.get(name).Config for name in registry.names()]
+    schema["properties"]["operators"]["items"] = {"oneOf": _choices(steps, definitions)}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = title
+    schema["required"] = _required(model)
+    return schema
+
+
+def _required(model: type[BaseModel]) -> list[str]:
+    """Return what a job must have, in the order in which one is written."""
+    order = ("name", "source", "operators", "trainer", "shards", "output")
+    fields = model.model_fields
+    return [name for name in order if name in fields and fields[name].is_required()]
+
+
+def _choices(
+    configs: Sequence[type[BaseModel]], definitions: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Add configs, each chosen by its ``name``, to the definitions; return references."""
+    for config in configs:
         part = config.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(part.pop("$defs", {}))
         part["required"] = sorted({"name", *part.get("required", [])})
         definitions[config.__name__] = part
-        choices.append({"$ref": f"#/$defs/{config.__name__}"})
-    schema["properties"]["operators"]["items"] = {"oneOf": choices}
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "Tokenmill job"
-    return schema
-
-
-def schema_json() -> str:
-    """Return the text of ``jobs/job.schema.json``."""
-    return json.dumps(job_schema(), indent=2, sort_keys=True) + "\n"
+    return [{"$ref": f"#/$defs/{config.__name__}"} for config in configs]
 
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -322,7 +451,17 @@ _SOURCES: Mapping[str, type[BaseModel]] = {
 }
 
 
-def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Location, int]]:
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = str(error.strerror).lower() if isinstance(error, OSError) else "not UTF-8 text"
+        raise SpecError(f"{path}: {reason}", hint="give the path of a job file") from None
+
+
+def _parse_yaml(
+    text: str, name: str, model: type[BaseModel]
+) -> tuple[dict[str, Any], dict[Location, int]]:
     """Return the values of a YAML mapping and the line of every one of them."""
     yaml = YAML(typ="safe", pure=True)
     lines: dict[Location, int] = {(): 1}
@@ -339,8 +478,9 @@ def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Location, in
     except RecursionError:
         raise SpecError(f"{name}:1: not a job: nested without end") from None
     if not isinstance(values, dict):
+        *first, last = _required(model)
         raise SpecError(
-            f"{name}:1: expected a mapping with name, source, operators, shards and output, "
+            f"{name}:1: expected a mapping with {', '.join(first)} and {last}, "
             f"found {'an empty file' if values is None else _found(values)}"
         )
     return values, lines
@@ -366,7 +506,7 @@ def _add_lines(
         _add_lines(child, here, lines, mistakes)
 
 
-def _validate(raw: Mapping[str, Any], text: JobText) -> JobSpec:
+def _validate(raw: Mapping[str, Any], text: JobText, model: type[AnyJob]) -> AnyJob:
     mistakes = _Mistakes(text)
     _forbid_env(raw, (), mistakes)
     _forbid_secrets(raw, mistakes)
@@ -375,25 +515,37 @@ def _validate(raw: Mapping[str, Any], text: JobText) -> JobSpec:
     parts: dict[str, Any] = {}
     if isinstance(raw.get("operators"), list) and raw["operators"]:
         parts["operators"] = [
-            _operator(item, ("operators", i), mistakes) for i, item in enumerate(raw["operators"])
+            _named(item, ("operators", i), "OPERATOR", registry.get, mistakes)
+            for i, item in enumerate(raw["operators"])
         ]
     if isinstance(raw.get("source"), dict):
         parts["source"] = _source(raw["source"], mistakes)
+    if "trainer" in raw and "trainer" in model.model_fields:
+        parts["trainer"] = _named(
+            raw["trainer"], ("trainer",), "TRAINER", registry.trainer, mistakes
+        )
     try:
-        job = JobSpec.model_validate({**raw, **parts})
+        job = model.model_validate({**raw, **parts})
     except ValidationError as error:
-        mistakes.add_all(error, (), raw, JobSpec, known=set(parts))
+        mistakes.add_all(error, (), raw, model, known=set(parts))
     mistakes.raise_if_any()
     job._text = text
     return job
 
 
-def _operator(raw: Any, location: Location, mistakes: "_Mistakes") -> BaseModel | None:
+def _named(
+    raw: Any,
+    location: Location,
+    what: str,
+    find: Callable[[str], type[Any]],
+    mistakes: "_Mistakes",
+) -> BaseModel | None:
+    """Validate a mapping whose model follows from its ``name``."""
     if not isinstance(raw, dict) or "name" not in raw:
-        mistakes.add(location, "expected a mapping with `name: OPERATOR`")
+        mistakes.add(location, f"expected a mapping with `name: {what}`")
         return None
     try:
-        model = registry.get(str(raw["name"])).Config
+        model = find(str(raw["name"])).Config
     except ContractError as error:
         mistakes.add((*location, "name"), f"{error.message}; {error.hint}")
         return None

@@ -99,7 +99,11 @@ class FlexTok(NestedImageTokenizer[FlexTokConfig, FlexTokArch]):
         Published("EPFL-VILAB/flextok_d18_d28_in1k", "d18_d28", 256, 64_000),
         Published("EPFL-VILAB/flextok_d18_d28_dfn", "d18_d28", 256, 64_000),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.93}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.93,
+    }
     normalization = SYMMETRIC
     preprocessing = ({"name": "resize", "size": 256}, {"name": "center_crop", "size": 256})
     extra = "flextok"

@@ -134,7 +134,11 @@ class FourM(GridTokenizer[FourMConfig, FourMArch]):
             f"{_HUB}ImageBind-H14-global_8k_16_224", "ImageBind-H14-global_8k", 16, 8192, 224
         ),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.95}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.95,
+    }
     normalization = SYMMETRIC
     preprocessing = (
         {"name": "square_crop"},

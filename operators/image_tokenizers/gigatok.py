@@ -88,7 +88,11 @@ class GigaTok(ImageTokenizer[GigaTokConfig, GigaTokArch]):
         Published("VQ_BL256_dino_disc.pt", "VQ_BL256_dino_disc", 256, 16_384),
         Published("VQ_XLXXL256_e300.pt", "VQ_XLXXL256_e300", 256, 16_384),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.86}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.86,
+    }
     normalization = SYMMETRIC
     preprocessing = ({"name": "adm_center_crop", "size": 256},)
     tensors_under = ("ema", "model", "state_dict")

@@ -98,7 +98,11 @@ class IBQ(GridTokenizer[IBQConfig, IBQArch]):
         Published("TencentARC/IBQ-Tokenizer-16384-Pretrain", "pretrain256_16384", 256, 16_384),
         Published("TencentARC/IBQ-Tokenizer-262144-Pretrain", "pretrain256_262144", 256, 262_144),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.95}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.95,
+    }
     normalization = SYMMETRIC
     preprocessing = ({"name": "resize", "size": 256}, {"name": "center_crop", "size": 256})
     tensors_under = ("state_dict",)

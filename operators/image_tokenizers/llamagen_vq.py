@@ -86,7 +86,11 @@ class LlamaGenVQ(GridTokenizer[LlamaGenVQConfig, LlamaGenArch]):
         Published("FoundationVision/LlamaGen", "ds8_c2i", 1024, 16_384),
         Published("peizesun/llamagen_t2i", "ds16_t2i", 256, 16_384),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.93}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.93,
+    }
     normalization = SYMMETRIC
     preprocessing = ({"name": "adm_center_crop", "size": 256},)
     tensors_under = ("ema", "model", "state_dict")

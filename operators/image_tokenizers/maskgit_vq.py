@@ -70,7 +70,11 @@ class MaskGITVQ(GridTokenizer[MaskGITVQConfig, MaskGITArch]):
     paper = "arXiv:2202.04200"
     weights_license = "Apache-2.0"
     published = (Published("fun-research/TiTok", "imagenet_f16_256", 256, 1024),)
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.95}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.95,
+    }
     normalization = UNIT
     preprocessing = (
         {"name": "resize", "size": 256, "interpolation": "bicubic"},

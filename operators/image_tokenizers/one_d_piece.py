@@ -69,8 +69,18 @@ class OneDPiece(NestedImageTokenizer[OneDPieceConfig, TiTokArch], TiTokFamily[On
         Published(f"turing-motors/One-D-Piece-{size[0].upper()}-256", size, _TOKENS, 4096)
         for size in _TRUNKS
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.9}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.9,
+    }
     preprocessing = ({"name": "resize", "size": 256}, {"name": "center_crop", "size": 256})
+    other_preprocessing = (
+        (
+            {"name": "resize", "size": 256, "interpolation": "bicubic"},
+            {"name": "center_crop", "size": 256},
+        ),
+    )
 
     def published_arch(self, size: str) -> TiTokArch:
         """Return the sizes of a published model."""

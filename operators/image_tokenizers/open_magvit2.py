@@ -126,7 +126,11 @@ class OpenMagvit2(GridTokenizer[OpenMagvit2Config, OpenMagvit2Arch]):
             "TencentARC/Open-MAGVIT2-Tokenizer-16384-Pretrain", "pretrain256_16384", 256, 16_384
         ),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.92}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.92,
+    }
     normalization = SYMMETRIC
     preprocessing = ({"name": "resize", "size": 256}, {"name": "center_crop", "size": 256})
     tensors_under = ("state_dict",)

@@ -88,11 +88,21 @@ class Seed2(ImageTokenizer[Seed2Config, Seed2Arch]):
     paper = "arXiv:2310.01218"
     weights_license = "Apache-2.0 with a clause for academic, non-commercial use only"
     published = (Published("AILab-CVC/seed-tokenizer-2", "seed2", 32, 8192, 224),)
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.93}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.93,
+    }
     normalization = CLIP
     preprocessing = (
         {"name": "resize", "size": 224, "mode": "squash", "interpolation": "bicubic"},
         {"name": "center_crop", "size": 224},
+    )
+    other_preprocessing = (
+        (
+            {"name": "resize", "size": 224, "mode": "squash"},
+            {"name": "center_crop", "size": 224},
+        ),
     )
     encoder_ignores = _EMBEDDER
     decoder_ignores = _ENCODER

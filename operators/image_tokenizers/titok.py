@@ -141,11 +141,16 @@ class TiTok(TiTokFamily[TiTokConfig]):
             for size in ("l32", "b64", "s128")
         ),
     )
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.9}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.9,
+    }
     preprocessing = (
         {"name": "resize", "size": 256, "interpolation": "bicubic"},
         {"name": "center_crop", "size": 256},
     )
+    other_preprocessing = (({"name": "adm_center_crop", "size": 256},),)
 
     @cached_property
     def model(self) -> str | None:

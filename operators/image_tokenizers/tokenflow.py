@@ -76,7 +76,11 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, TokenFlowArch]):
     paper = "arXiv:2412.03069"
     weights_license = "Apache-2.0"
     published = (Published("ByteFlow-AI/TokenFlow", "siglip_32k", 2227, 32_768, 384),)
-    min_agreement: ClassVar[Mapping[str, float]] = {"float32": 1.0, "bfloat16": 0.9}
+    min_agreement: ClassVar[Mapping[str, float]] = {
+        "float32": 1.0,
+        "compiled": 1.0,
+        "bfloat16": 0.9,
+    }
     normalization = SYMMETRIC
     preprocessing = ({"name": "adm_center_crop", "size": 384},)
     tensors_under = ("ema", "model", "state_dict")

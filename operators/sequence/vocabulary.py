@@ -3,8 +3,35 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import BeforeValidator, Field
 
 ID_DTYPES = "uint8|uint16|uint32|uint64"  # what a field of ids may be stored as
+ANY_INTEGERS = f"{ID_DTYPES}|int8|int16|int32|int64"  # ids that are checked row by row
+
+
+def _in_order(value: object) -> object:
+    if isinstance(value, Mapping):
+        # Whoever writes a mapping with sorted keys would silently renumber every id.
+        raise ValueError(
+            "vocabulary is a mapping, expected a list of ranges, whose order decides the ids: "
+            f"{[{name: content} for name, content in value.items()]}"
+        )
+    return value
+
+
+OneKey = Field(min_length=1, max_length=1)
+DeclaredVocabulary = Annotated[
+    list[Annotated[dict[str, int | list[str]], OneKey]],
+    BeforeValidator(_in_order),
+    Field(
+        min_length=1,
+        description="Ranges of ids, laid one after another from 0. Each is `name: size` for "
+        "a modality or `name: [token, ...]` for special tokens.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +89,11 @@ class VocabularyLayout:
             token: r.start + i for r in ranges for i, token in enumerate(r.special_tokens or ())
         }
 
+    @classmethod
+    def of(cls, declared: DeclaredVocabulary) -> "VocabularyLayout":
+        """Lay out what a job declares."""
+        return cls([pair for one in declared for pair in one.items()])
+
     @property
     def size(self) -> int:
         """Ids lie in [0, size)."""
@@ -79,6 +111,30 @@ class VocabularyLayout:
         """Return the id of a special token."""
         return self.special_ids[token]
 
+    def check_special(self, token: str, where: str) -> None:
+        """Check that a special token is declared.
+
+        Raises:
+            ValueError: it is not; names those there are.
+        """
+        if token not in self.special_ids:
+            raise ValueError(
+                f"{where}: special token {token!r} is not declared; "
+                f"vocabulary has {list(self.special_ids)}"
+            )
+
+    def check_modality(self, modality: str, field: str, where: str) -> None:
+        """Check that a modality is declared.
+
+        Raises:
+            ValueError: it is not; names those there are.
+        """
+        if modality not in self.modalities:
+            raise ValueError(
+                f"{where}: unknown modality {modality!r} of field {field!r}; "
+                f"vocabulary has {self.modalities}"
+            )
+
     def as_json(self) -> dict[str, object]:
         """Return name -> start, stop and, for special tokens, ids by name."""
         described: dict[str, object] = {}
@@ -94,3 +150,19 @@ def _check_unique(what: str, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{what} {twice[0]!r} is declared twice; ids need one name each")
+
+
+def ids_out_of_range(values: np.ndarray, row_bounds: np.ndarray, size: int) -> dict[int, int]:
+    """Return row -> its first id that is not in [0, size).
+
+    Args:
+        values: Integers [M], the rows one after another.
+        row_bounds: int64 [N + 1], where they begin and end.
+        size: One more than the largest id that is right.
+    """
+    if not values.size or (values.max() < size and values.min() >= 0):
+        return {}
+    bad = np.flatnonzero((values >= size) | (values < 0))
+    bad_rows = np.searchsorted(row_bounds, bad, side="right") - 1
+    rows, firsts = np.unique(bad_rows, return_index=True)
+    return {int(row): int(values[bad[first]]) for row, first in zip(rows, firsts, strict=True)}

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, smallest_uint
+from operators.base import (
+    Batch,
+    FieldSpec,
+    Operator,
+    OperatorConfig,
+    Ragged,
+    TokenPieces,
+    smallest_uint,
+)
+from operators.text.algorithms.token_pieces import byte_pieces
 from operators.text.document_ends import add_ends
 from operators.text.text_column import check_no_nulls, text_of_bytes, utf8_bytes
 
@@ -63,6 +72,10 @@ class ByteText(Operator[ByteTextConfig]):
         documents = utf8_bytes(batch["text"])
         dtype = smallest_uint(self._vocab_size)
         return {"tokens": add_ends(documents, special.get("<bos>"), special.get("<eos>"), dtype)}
+
+    def pieces(self) -> TokenPieces:
+        """Return the byte that each id is."""
+        return byte_pieces(self._vocab_size)
 
     def decode(self, batch: Batch) -> Batch:
         """Return ``text`` of ``tokens``: specials dropped, a character that was cut as U+FFFD."""

@@ -9,9 +9,18 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, smallest_uint
+from operators.base import (
+    Batch,
+    FieldSpec,
+    Operator,
+    OperatorConfig,
+    Ragged,
+    TokenPieces,
+    smallest_uint,
+)
 from operators.columns import take
 from operators.errors import ContractError, RowErrors, SampleError
+from operators.text.algorithms.token_pieces import pieces_of_tokenizer_json
 from operators.text.backends.base import Policy, Reference
 from operators.text.backends.choose import BackendName, Choice, choose
 from operators.text.backends.reference import HuggingFace
@@ -216,6 +225,12 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
             documents.append(ids[start:stop])
         texts = self._reference.decode(documents, skip_special=self._escapes)
         return {"text": pa.array(texts, pa.large_string())}
+
+    def pieces(self) -> TokenPieces:
+        """Return what each id stands for, by the tokenizer's own decoder."""
+        if isinstance(self._reference, SentencePiece):
+            return self._reference.pieces()
+        return pieces_of_tokenizer_json(self._file.data, self._reference.vocab_size)
 
     @property
     def _escapes(self) -> bool:

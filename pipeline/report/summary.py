@@ -41,6 +41,11 @@ class StageFigures:
     threads: int
     steps: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def slowest_step(self) -> str | None:
+        """The operator that takes most of its time; None for ``read`` and ``write``."""
+        return max(self.steps, key=self.steps.__getitem__, default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -80,14 +85,22 @@ class RunSummary:
     stages: Sequence[StageFigures]
     version: int = REPORT_VERSION
 
+    @property
+    def limit(self) -> StageFigures | None:
+        """The stage that held the others back: the busiest; None when nothing was done."""
+        return max(self.stages, key=lambda stage: stage.busy, default=None)
+
     def to_json(self) -> bytes:
         """Return the bytes of ``report.json``."""
-        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        limit = self.limit and {"stage": self.limit.name, "step": self.limit.slowest_step}
+        content = {**asdict(self), "limit": limit}
+        return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "RunSummary":
         """Parse ``report.json``."""
         raw: dict[str, Any] = json.loads(data)
+        raw.pop("limit", None)  # follows from the rest
         raw["stages"] = [StageFigures(**stage) for stage in raw["stages"]]
         return cls(**raw)
 

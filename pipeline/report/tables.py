@@ -69,10 +69,21 @@ def summary_table(summary: RunSummary) -> Table:
         f"{duration(summary.wall_s)}, {summary.engine}, "
         f"{summary.num_workers} worker{'s' if summary.num_workers != 1 else ''}",
     )
+    if summary.limit is not None:
+        table.add_row("limit", _limit(summary.limit, summary.stages))
     table.add_row("fingerprint", summary.fingerprint[:16])
     for warning in summary.warnings:
         table.add_row(Text("warning", style="bold yellow"), Text(warning, style="yellow"))
     return table
+
+
+def _limit(limit: StageFigures, stages: Sequence[StageFigures]) -> str:
+    """Return which stage held the others back, and what would help."""
+    step = f", most of it {limit.slowest_step}" if limit.slowest_step else ""
+    behind_cpu = any(stage.name.startswith("device") for stage in stages)
+    starves = limit.name.startswith("cpu") and behind_cpu
+    hint = "; more run.cpu_threads would feed the device" if starves else ""
+    return f"{limit.name}, {limit.busy:.0%} busy{step}{hint}"
 
 
 def codebook_table(report: CodebookReport) -> Table:

@@ -1,5 +1,6 @@
 """Run the first steps of a chain in this thread, to look at what later steps are given."""
 
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -30,13 +31,37 @@ def run_steps(
     """
     for bound in steps:
         bound.step.setup(bound.step.device)
-    groups = group_steps(steps)
-    state = PartitionState(partition, dict.fromkeys(groups, 1))
+    state = PartitionState(partition, dict.fromkeys(("read", *group_steps(steps)), 1))
+    yield from read_through(steps, source, state, batch_size)
+
+
+def read_through(
+    steps: Sequence[BoundStep],
+    source: Source,
+    state: PartitionState,
+    batch_size: int,
+    chunk_size: int = CHUNK_SIZE,
+) -> Iterator[Batch]:
+    """Yield the fields of a partition's usable samples after steps that are set up.
+
+    Args:
+        steps: The first steps of a chain.
+        source: Where to read.
+        state: The partition; counts what is read, and what is unusable.
+        batch_size: Slots a call of a device step.
+        chunk_size: Samples read at a time.
+
+    Raises:
+        TokenmillError: a step failed as a whole.
+    """
     stages = [
         CpuStage(name, part) if part[0].step.stage == "cpu" else DeviceStage(name, part, batch_size)
-        for name, part in groups.items()
+        for name, part in group_steps(steps).items()
     ]
-    for found in source.read(partition, CHUNK_SIZE):
+    started = time.perf_counter()
+    for found in source.read(state.partition, chunk_size):
+        state.add_input(found, 0)
+        state.count("read", started, found.num_samples, found.num_bytes)
         state.file_names.append(found.file_name)
         files = np.full(len(found.rows), len(state.file_names) - 1, np.int32)
         dead = np.array([item.row for item in found.rejected], np.int64)
@@ -45,6 +70,7 @@ def run_steps(
         yield from (b.columns for b in _through(block, stages) if b.num_rows)
         if state.error is not None:
             raise state.error
+        started = time.perf_counter()
     none = np.zeros(0, np.int64)
     end = Block(state, none, none.astype(np.int32), none, {}, none, last=True)
     yield from (b.columns for b in _through(end, stages) if b.num_rows)

@@ -26,7 +26,7 @@ COMMANDS = {
         "--workers",
     },
     "sample-data": {"folder"},
-    "schema": {"path"},
+    "schema": {"path", "--training"},
     "status": {"output", "--job"},
     "submit": {
         "job_file",
@@ -38,6 +38,17 @@ COMMANDS = {
         "--output",
         "--workers",
     },
+    "tokenizer-report": {
+        "targets",
+        "--group",
+        "--job",
+        "--json",
+        "--plot",
+        "--reference",
+        "--sample",
+        "--tokenizer",
+    },
+    "train-tokenizer": {"job_file", "--fresh", "--limit", "--output"},
     "validate": {"job_file"},
     "verify": {"output", "--job", "--golden", "--repair"},
 }

@@ -21,6 +21,7 @@ from tests.golden_tokenizer import GoldenModel, models
 
 ROWS = 5
 RNG = np.random.default_rng(0)
+KEYS = pa.array(list("abcde"), pa.large_string())
 TEXTS = pa.array(["", "a", "héllo wörld", "x" * 300, "日本語"], pa.large_string())
 
 
@@ -47,6 +48,11 @@ def ids(num: int, below: int) -> Ragged:
     return Ragged(RNG.integers(0, below, offsets[-1]).astype(np.uint16), offsets)
 
 
+def conversations(num: int) -> pa.Array:
+    turns = [{"role": role, "content": role * i} for i in range(3) for role in ("user", "bot")]
+    return pa.array([json.dumps(turns[: i + 1]) for i in range(num)], pa.large_string())
+
+
 def squares(num: int, side: int) -> np.ndarray:
     return RNG.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
 
@@ -70,7 +76,19 @@ def golden(model: GoldenModel) -> Case:
 CASES: dict[str, Case] = {
     **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "byte_patches": lambda _: ({}, {"text": TEXTS}),
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
+    "chat": lambda _: (
+        {
+            "tokenizer": {"name": "byte_text"},
+            "vocabulary": [{"special": ["<user>", "<bot>", "<end>"]}, {"text": 256}],
+            "roles": {
+                "user": {"before": ["<user>", {"text": "\n"}]},
+                "bot": {"before": ["<bot>"], "after": ["<end>"], "loss": True},
+            },
+        },
+        {"messages": conversations(ROWS)},
+    ),
     "center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "crops": lambda _: (
         {"size": 32, "kind": "random", "count": 3, "flip": True},
@@ -78,7 +96,34 @@ CASES: dict[str, Case] = {
     ),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
+    "digit_groups": lambda _: ({}, {"text": TEXTS}),
+    "hat_words": lambda _: ({"max_word_bytes": 100}, {"text": TEXTS}),
+    "fim": lambda _: (
+        {"sentinels": {"prefix": 100, "suffix": 101, "middle": 102}},
+        {"tokens": ids(ROWS, 100), "key": KEYS},
+    ),
+    "fim_text": lambda _: ({"rate": 0.8}, {"text": TEXTS, "key": KEYS}),
+    "grid_order": lambda _: (
+        {"order": "spiral"},
+        {"tokens": RNG.integers(0, 9, (ROWS, 16)).astype(np.uint16)},
+    ),
+    "interleave": lambda _: (
+        {
+            "vocabulary": [{"special": ["<boi>"]}, {"text": 100}, {"image": 9}],
+            "text": {"text": "tokens"},
+            "images": {"image": "codes"},
+            "alternating": {"first": "image"},
+            "before": ["<boi>"],
+            "loss_on": ["text", "before"],
+        },
+        {
+            "tokens": Ragged(np.arange(3 * ROWS, dtype=np.uint8), 3 * np.arange(ROWS + 1)),
+            "codes": RNG.integers(0, 9, (ROWS, 2, 4)).astype(np.uint16),
+            "part_lengths": np.full((ROWS, 2), [1, 2]),
+        },
+    ),
     "length_filter": lambda _: ({"min_length": 2, "max_length": 5}, {"tokens": ids(ROWS, 9)}),
+    "numeric_tokens": lambda _: ({}, {"text": TEXTS}),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "sequence": lambda _: (
         {
@@ -88,7 +133,15 @@ CASES: dict[str, Case] = {
         {"caption": ids(ROWS, 100)},
     ),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
+    "text4seg": lambda _: (
+        {"labels": ["others", "cat"], "grid": 4},
+        {"mask": RNG.integers(0, 2, (ROWS, 9, 7)).astype(np.uint8)},
+    ),
     "text_tokenizer": lambda _: ({"tokenizer": GOLDEN_TOKENIZER}, {"text": TEXTS}),
+    "text_template": lambda _: (
+        {"template": ["# {title}\n", {"text": "{body}!", "unless_empty": "body"}]},
+        {"title": TEXTS, "body": TEXTS},
+    ),
 }
 
 

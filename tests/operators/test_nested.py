@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -100,7 +100,9 @@ def test_errors_decide(
     pixels = images(11, seed)
     tried = sorted(set([1, 2, 4, 8] if candidates is None else candidates))
     by_count = {count: errors(pixels, count, measure) for count in tried}
-    most = float(np.quantile(np.stack(list(by_count.values())), quantile)) + 1e-9
+    every = np.stack(list(by_count.values()))
+    most = float(np.quantile(every, quantile)) + 1e-5
+    assume(bool((np.abs(every - most) > 1e-6).all()))  # rounding decides nothing
     rule = {"by": "error", "max_error": most, "measure": measure, "candidates": candidates}
     tokens = assert_operator_contract(operator(rule), {"image": pixels}, rows_alone=3)["tokens"]
     expected = [

@@ -14,8 +14,10 @@ from pipeline.spec import (
     job_from_recipe,
     job_schema,
     load_job,
+    load_train_job,
     parse_job,
     schema_json,
+    train_schema,
 )
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -44,7 +46,7 @@ def parse(text: str = JOB, **fields: Any) -> JobSpec:
 def test_our_jobs_are_valid_and_name_their_schema(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("IMAGENET", "OUTPUT"):
+    for name in ("FINEWEB", "IMAGENET", "OUTPUT"):
         monkeypatch.delenv(name, raising=False)
     job = load_job(path)
     assert job.name == path.stem
@@ -257,3 +259,35 @@ def test_long_values_are_cut() -> None:
     with pytest.raises(SpecError) as caught:
         parse(f"{JOB}limit: {'x' * 500}\n")
     assert len(caught.value.message) < 200
+
+
+TRAIN_JOBS = sorted((JOBS / "tokenizers").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", TRAIN_JOBS, ids=lambda path: path.stem)
+def test_our_training_jobs_are_valid_and_name_their_schema(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FINEWEB", "OUTPUT"):
+        monkeypatch.delenv(name, raising=False)
+    job = load_train_job(path)
+    assert job.name == path.stem
+    assert path.read_text().startswith("# yaml-language-server: $schema=train.schema.json\n")
+    assert job.source_urls()
+    assert job.output_uri() == f"out/tokenizers/{path.stem}"
+
+
+def test_schema_of_training_jobs_is_up_to_date() -> None:
+    """Editors check them against the file; `pipeline schema --training` writes it anew."""
+    path = JOBS / "tokenizers" / "train.schema.json"
+    assert path.read_text(encoding="utf-8") == schema_json(train_schema())
+
+
+def test_schema_of_training_jobs_knows_the_trainers() -> None:
+    schema = train_schema()
+    assert schema["required"] == ["name", "source", "trainer", "output"]
+    choices = [choice["$ref"] for choice in schema["properties"]["trainer"]["oneOf"]]
+    assert "#/$defs/SuperBPEConfig" in choices
+    for choice in choices:
+        assert "name" in schema["$defs"][choice.rsplit("/", 1)[1]]["required"]
+    assert "BaseModel" not in schema["$defs"]

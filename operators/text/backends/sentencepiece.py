@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.base import Ragged
+from operators.base import Ragged, TokenPieces
 from operators.errors import ContractError, SetupError
 from operators.text.backends.base import Policy, Reference
+
+_SPACE_MARK = "\u2581"
 
 
 class SentencePiece(Reference):
@@ -78,6 +80,22 @@ class SentencePiece(Reference):
     def unknown_id(self) -> int | None:
         """See ``Reference.unknown_id``."""
         return int(self._processor.unk_id())
+
+    def pieces(self) -> TokenPieces:
+        """Return the bytes that each id stands for; none for control symbols."""
+        return TokenPieces(
+            pa.array([self._text_of(i) for i in range(self.vocab_size)], pa.large_binary()),
+            self.unknown_id,
+        )
+
+    def _text_of(self, number: int) -> bytes | None:
+        processor, piece = self._processor, self._processor.IdToPiece(number)
+        if processor.IsControl(number) or processor.IsUnknown(number) or processor.IsUnused(number):
+            return None
+        if processor.IsByte(number):  # spelled <0x0A>
+            return bytes([int(piece[3:-1], 16)])
+        found: bytes = piece.replace(_SPACE_MARK, " ").encode()
+        return found
 
     def id_of(self, token: str) -> int | None:
         """See ``Reference.id_of``."""

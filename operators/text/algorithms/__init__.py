@@ -1,0 +1,1 @@
+"""Algorithms of text operators, without operators."""
