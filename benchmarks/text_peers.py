@@ -42,6 +42,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,7 +76,7 @@ output: {output}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--megabytes", type=int, default=400, help="size of the corpus")
-    parser.add_argument("--peer-files", type=int, default=1, help=f"of {NUM_FILES}, for peers")
+    parser.add_argument("--peer-files", type=int, default=2, help=f"of {NUM_FILES}, for peers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers-python", help="the interpreter of the peers' environment")
     parser.add_argument("--corpus", type=Path, help="where to keep the corpus between runs")
@@ -484,7 +485,8 @@ def run_ray_data(corpus: Path, paths: Sequence[Path], output: Path) -> Figures:
     import pyarrow.parquet as pq
     import ray
 
-    ray.init(num_cpus=PROCESSES, include_dashboard=False, log_to_driver=False)
+    # Two cores for the tokenizers, and a share for the tasks that read and write.
+    ray.init(num_cpus=2 * PROCESSES, include_dashboard=False, log_to_driver=False)
 
     class Tokenize:
         def __init__(self) -> None:
@@ -497,7 +499,9 @@ def run_ray_data(corpus: Path, paths: Sequence[Path], output: Path) -> Figures:
             return pa.table({"tokens": pa.array(rows, pa.list_(pa.uint16()))})
 
     with Work() as work:
-        source = ray.data.read_parquet([str(path) for path in paths], columns=["text"])
+        source = ray.data.read_parquet(
+            [str(path) for path in paths], columns=["text"], override_num_blocks=4 * PROCESSES
+        )
         done = source.map_batches(
             Tokenize, batch_format="pyarrow", batch_size=1024, concurrency=PROCESSES
         )
@@ -517,7 +521,6 @@ def stand_in_torchvision() -> None:
     try:
         import torchvision  # noqa: F401
     except ImportError:
-        from unittest.mock import MagicMock
 
         class StandIn(ModuleType):
             __path__ = []  # noqa: RUF012 - a package has one
@@ -525,11 +528,12 @@ def stand_in_torchvision() -> None:
             def __getattr__(self, name: str) -> Any:
                 if name.startswith("__"):
                     raise AttributeError(name)
-                return MagicMock()
+                return type(name, (), {})
 
         parts = ("", ".io", ".datasets", ".transforms", ".transforms.functional")
         for name in [f"torchvision{part}" for part in parts]:
             sys.modules[name] = StandIn(name)
+            sys.modules[name].__spec__ = ModuleSpec(name, None)
 
 
 # The corpus
