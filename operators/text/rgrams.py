@@ -38,7 +38,7 @@ class RGrams(TokenizerTrainer[RGramsConfig]):
     ``aaa`` counts ``a a`` twice; of pairs with one count that with the smaller left id goes first.
 
     Writes ``tokenizer.json``, byte-level BPE that cuts only lines, or nothing, which
-    ``text_tokenizer`` and ``hf_text`` read. Their ids of a training text are its R-grams.
+    ``text_tokenizer`` reads. Its ids of a training text are its R-grams.
 
     The authors published no program. Checked against an oracle that counts anew before every
     merge, and that tokenizing repeats the merges. One core trains on 1.9 MB of English a second

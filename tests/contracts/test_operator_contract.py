@@ -131,10 +131,6 @@ CASES: dict[str, Case] = {
     ),
     "krbert": lambda folder: ({"tokenizer": krbert_file(folder)}, {"text": TEXTS}),
     "lib": lambda folder: ({"tokenizer": lib_file(folder)}, {"text": TEXTS}),
-    "pathpiece": lambda folder: (
-        {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx")},
-        {"text": TEXTS},
-    ),
     "digit_groups": lambda _: ({}, {"text": TEXTS}),
     "hat_words": lambda _: ({"max_word_bytes": 100}, {"text": TEXTS}),
     "fim": lambda _: (

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from operators.text.hf_text import HFText, HFTextConfig
 from pydantic import ValidationError
 
 from operators.text.rgrams import RGrams, RGramsConfig
+from operators.text.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from tests.operators.test_bpe import merged
 from tests.text_documents import documents, quiet, some_texts
 
@@ -60,7 +60,7 @@ def test_tokenizing_repeats_the_training(within: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(trained(within=within, special_tokens=["<s>"]))
     vocabulary, merges = model(path.read_bytes())
-    operator = HFText(HFTextConfig(tokenizer=str(path)))
+    operator = TextTokenizer(TextTokenizerConfig(tokenizer=str(path)))
     operator.setup("cpu")
     texts = [*TEXTS[:20], "", "\n", "\n\n", "unseen ü\nlines"]
     found = operator({"text": pa.array(texts, pa.large_string())})
