@@ -402,6 +402,12 @@ def test_pieces_join_to_the_text() -> None:
         assert b"".join(texts[i] for i in row).decode() == text
 
 
+def test_identity_names_what_cuts_words() -> None:
+    common = {"tokenizer_sha256", "tokenizers_version"}
+    assert set(ready(BPE, "longest_prefix").identity()) == common | {"regex_version"}
+    assert set(ready(UNIGRAM, "longest_prefix").identity()) == common
+
+
 def test_special_tokens_in_text_are_text() -> None:
     op = ready(BPE, "longest_prefix")
     out = op({"text": column(["<|endoftext|>"])})
