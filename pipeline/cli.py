@@ -358,15 +358,28 @@ def operators(
     if published is not None:
         out.print(published)
         out.print()
-    table = _table("setting", "type", "default", "meaning")
-    settings = cls.Config.model_json_schema()["properties"]
-    for field in _own_first(cls.Config):
-        if field != "name":
-            info = settings[field]
-            default = json.dumps(info["default"]) if "default" in info else "required"
-            meaning = info.get("description", "").replace("``", "`")
-            table.add_row(field, Text(_kind(info)), Text(default), Text(meaning))
-    out.print(table)
+    out.print(_settings(cls))
+
+
+@app.command()
+def trainers(
+    name: Annotated[str | None, typer.Argument(help="Trainer.", show_default=False)] = None,
+) -> None:
+    """List the trainers of tokenizers, or describe one."""
+    import inspect
+
+    from operators import registry
+
+    if name is None:
+        table = _table("trainer", "what it does")
+        for each, cls in registry.trainers().items():
+            table.add_row(each, Text((inspect.getdoc(cls) or "").split("\n", 1)[0]))
+        out.print(table)
+        return
+    found = registry.trainer(name)
+    out.print(Text((inspect.getdoc(found) or "").replace("``", "`")), soft_wrap=True)
+    out.print()
+    out.print(_settings(found))
 
 
 @app.command()
@@ -814,6 +827,19 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         justify: Literal["left", "right"] = "right" if heading in ("cpus", "gpus") else "left"
         table.add_column(heading, justify=justify, overflow="fold")
+    return table
+
+
+def _settings(cls: Any) -> Table:
+    """Return what a job may say about an operator or a trainer."""
+    table = _table("setting", "type", "default", "meaning")
+    settings = cls.Config.model_json_schema()["properties"]
+    for field in _own_first(cls.Config):
+        if field != "name":
+            info = settings[field]
+            default = json.dumps(info["default"]) if "default" in info else "required"
+            meaning = info.get("description", "").replace("``", "`")
+            table.add_row(field, Text(_kind(info)), Text(default), Text(meaning))
     return table
 
 

@@ -1,6 +1,7 @@
 """Work on every distinct piece of text once: cut documents, encode what is new, join the rest."""
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,16 @@ import pyarrow as pa
 
 from operators.base import Batch, Operator, Ragged
 from operators.columns import take
-from operators.errors import RowErrors, SampleError
+from operators.errors import RowErrors
 from operators.text.text_column import check_no_nulls, utf8_bytes
+from operators.text.valid_utf8 import other_rows, undecodable
 
 MAX_REMEMBERED_CHUNKS = 131_072
 MAX_REMEMBERED_CHARACTERS = 64
 """Longer chunks are rare and seldom come again; with both bounds the memory stays below 100 MB."""
+
+
+_TYPECODES = {"uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q"}
 
 
 def check_texts(operator: Operator[Any], batch: Batch) -> None:
@@ -25,18 +30,10 @@ def check_texts(operator: Operator[Any], batch: Batch) -> None:
     """
     column, name = batch["text"], operator.config.name
     check_no_nulls(column, name)
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        documents = utf8_bytes(column)
-        errors = {}
-        for row in range(len(documents)):
-            try:
-                documents[row].tobytes().decode("utf-8")
-            except UnicodeDecodeError as error:
-                errors[row] = SampleError(f"{name}: the text is no UTF-8: {error}")
-        good = np.setdiff1d(np.arange(len(documents)), list(errors))
-        raise RowErrors(errors, operator({"text": take(column, good)})) from None
+    errors = undecodable(column, name)
+    if errors:
+        good = other_rows(len(column), errors)
+        raise RowErrors(errors, operator({"text": take(column, good)}))
 
 
 def cut_after(documents: pa.Array, separators: bytes) -> tuple[pa.Array, np.ndarray]:
@@ -99,6 +96,11 @@ class ChunkEncoder:
             if len(chunk) <= MAX_REMEMBERED_CHARACTERS:
                 self._remembered[chunk] = found
         return found
+
+
+def bytes_of_ids(ids: Sequence[int], dtype: str) -> bytes:
+    """Return ids as the bytes of their unsigned type; for a few ids ten times as fast as numpy."""
+    return array(_TYPECODES[dtype], ids).tobytes()
 
 
 def ids_of_bytes(rows: Ragged, dtype: str, width: int = 1) -> Ragged:

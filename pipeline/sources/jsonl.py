@@ -27,6 +27,8 @@ from pipeline.sources.listing import join_ranges, list_files, whole_files
 from pipeline.sources.objects import CHUNK_BYTES, DamagedError, open_planned, open_stream
 from pipeline.storage import Storage
 
+_WHOLE_LINE = "@line"
+
 
 class JsonField(BaseModel):
     """Which value of a line a field is."""
@@ -36,7 +38,9 @@ class JsonField(BaseModel):
     path: Annotated[
         str,
         Field(
-            pattern=r"^[^.]+(\.[^.]+)*$", description="JSON key; `meta.url` is a key in an object."
+            pattern=r"^[^.]+(\.[^.]+)*$",
+            description="JSON key; `meta.url` is a key in an object; `@line` is the whole line, as "
+            "text, for operators that read JSON.",
         ),
     ]
     dtype: Literal["string", "int64", "float64", "bool", "int64[*]", "float64[*]"] = "string"
@@ -76,6 +80,8 @@ class JsonlConfig(BaseSourceConfig):
             raise ValueError(f"key dtype is {self.key.dtype!r}, expected string or int64")
         dtypes: dict[str, str] = {}
         for wanted in (*self.fields.values(), *([self.key] if self.key else [])):
+            if wanted.path == _WHOLE_LINE and (wanted is self.key or wanted.dtype != "string"):
+                raise ValueError(f"path {_WHOLE_LINE!r} is the line's text, a string, and no key")
             if dtypes.setdefault(wanted.path, wanted.dtype) != wanted.dtype:
                 raise ValueError(f"path {wanted.path!r} is asked for in two dtypes")
         for path in dtypes:
@@ -201,7 +207,9 @@ class JsonlSource:
             num_bytes=int((lines.stops - lines.starts).sum()),
             keys=keys,
             arrays={
-                name: as_spec(_at(values, field.path), self.fields[name])
+                name: lines.texts(faults)
+                if field.path == _WHOLE_LINE
+                else as_spec(_at(values, field.path), self.fields[name])
                 for name, field in self.config.fields.items()
             },
             specs=self.fields,
@@ -245,6 +253,9 @@ class JsonlSource:
         tree: dict[str, Any] = {}
         wanted = [*self.config.fields.values(), *([self.config.key] if self.config.key else [])]
         for field in wanted:
+            if field.path == _WHOLE_LINE:
+                tree[_WHOLE_LINE] = pa.null()  # so that rows are counted where nothing else is read
+                continue
             *outer, last = field.path.split(".")
             branch = tree
             for name in outer:
@@ -290,6 +301,19 @@ class _Lines(NamedTuple):
         return pa.py_buffer(
             b"\n".join(self.data[self.starts[row] : self.stops[row]] for row in rows)
         )
+
+    def texts(self, faults: Mapping[int, Fault]) -> pa.Array:
+        """Return every line as large_string, null where it has a fault."""
+        if not len(self.starts):
+            return pa.array([], pa.large_string())
+        # From line to line, line ends and blanks between them included: these are trimmed.
+        offsets = np.append(self.starts, self.stops[-1:])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
+        whole = pa.Array.from_buffers(pa.large_binary(), len(self.starts), buffers)
+        has_fault = np.zeros(len(self.starts), bool)
+        has_fault[list(faults)] = True
+        rows = pa.array(np.arange(len(self.starts)), mask=has_fault)
+        return pc.utf8_trim(whole.take(rows).cast(pa.large_string()), _BLANKS.decode())
 
 
 def _split(data: bytes, first_number: int, damage: str | None, *, is_end: bool) -> _Lines:

@@ -49,6 +49,7 @@ COMMANDS = {
         "--tokenizer",
     },
     "train-tokenizer": {"job_file", "--fresh", "--limit", "--output"},
+    "trainers": {"name"},
     "validate": {"job_file"},
     "verify": {"output", "--job", "--golden", "--repair"},
 }

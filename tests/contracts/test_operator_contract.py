@@ -17,7 +17,16 @@ from operators import registry
 from operators.base import Batch, FieldSpec, Filter, Operator, OperatorConfig, Ragged, Verdict
 from operators.columns import take_batch
 from operators.testing import assert_operator_contract
+from operators.text.boundlessbpe import BoundlessBPETrainer, BoundlessBPETrainerConfig
 from tests.golden_tokenizer import GoldenModel, models
+from tests.method_files import (
+    FACTORIZER_FILE,
+    hybrid_folder,
+    krbert_file,
+    lib_file,
+    splinter_file,
+)
+from tests.text_documents import documents, quiet, some_texts
 
 ROWS = 5
 RNG = np.random.default_rng(0)
@@ -82,9 +91,19 @@ def golden(model: GoldenModel) -> Case:
     return case
 
 
+def boundlessbpe(folder: Path) -> tuple[dict[str, Any], Batch]:
+    """The case of an operator that reads what its trainer wrote."""
+    config = BoundlessBPETrainerConfig(vocab_size=300)
+    files = BoundlessBPETrainer(config).train(documents(some_texts(20)), quiet)
+    path = folder / "tokenizer.model"
+    path.write_bytes(files["tokenizer.model"])
+    return {"tokenizer": str(path)}, {"text": TEXTS}
+
+
 CASES: dict[str, Case] = {
     **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "boundlessbpe": boundlessbpe,
     "byte_patches": lambda _: ({}, {"text": TEXTS}),
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
     "chat": lambda _: (
@@ -105,6 +124,13 @@ CASES: dict[str, Case] = {
     ),
     "dct_fsq": lambda _: ({"side": 64}, {"image": squares(ROWS, 64)}),
     "decode_image": lambda _: ({}, {"image_bytes": encoded(ROWS)}),
+    "factorizer": lambda _: ({"tokenizer": FACTORIZER_FILE}, {"text": TEXTS}),
+    "hybrid_morphology": lambda folder: (
+        {"dictionaries": hybrid_folder(folder)},
+        {"text": TEXTS},
+    ),
+    "krbert": lambda folder: ({"tokenizer": krbert_file(folder)}, {"text": TEXTS}),
+    "lib": lambda folder: ({"tokenizer": lib_file(folder)}, {"text": TEXTS}),
     "digit_groups": lambda _: ({}, {"text": TEXTS}),
     "hat_words": lambda _: ({"max_word_bytes": 100}, {"text": TEXTS}),
     "fim": lambda _: (
@@ -149,6 +175,7 @@ CASES: dict[str, Case] = {
         },
         {"caption": ids(ROWS, 100)},
     ),
+    "splinter": lambda folder: ({"tokenizer": splinter_file(folder)}, {"text": TEXTS}),
     "square_crop": lambda _: ({}, {"image": photos(ROWS)}),
     "text4seg": lambda _: (
         {"labels": ["others", "cat"], "grid": 4},

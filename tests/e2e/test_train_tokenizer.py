@@ -242,3 +242,12 @@ def test_a_log_tells_the_steps(corpus: CommandLine) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("reading 0%\n")
     assert "inheriting merges" in done.stdout
+
+
+def test_trainers_are_listed_and_described(command: CommandLine) -> None:
+    assert command("trainers") == 0
+    assert "superbpe      Learn SuperBPE" in command.out
+    assert command("trainers", "superbpe") == 0
+    assert "transition_size" in command.out
+    assert command("trainers", "superbp") == 2
+    assert "did you mean 'superbpe'?" in command.err

@@ -165,6 +165,20 @@ def test_values_of_every_dtype_and_depth(tmp_path: Path) -> None:
     assert [(r.row, r.error) for r in rejected] == [(1, "MissingField")]
 
 
+@pytest.mark.parametrize("block_rows", [1, 2, 5])
+@pytest.mark.parametrize("with_others", [True, False])
+def test_the_whole_line_is_its_text(tmp_path: Path, block_rows: int, with_others: bool) -> None:
+    good = ['{"n": 1, "messages": [{"role": "user"}]}', '{"n": 2,  "t": "é \\n"}', "{}", '{"n":4}']
+    lines = [good[0], "", f"  {good[1]}\t\r", "broken", good[2], good[3]]
+    data = "\n".join(lines).encode() + b"\n\n \n\xff{}\n"
+    others = {"n": {"path": "n", "dtype": "int64"}} if with_others else {}
+    rows, rejected = read(tmp_path, data, block_rows=block_rows, fields={"line": "@line", **others})
+    expected = [good[0], good[1], good[3]] if with_others else good  # {} has no n
+    assert [row["line"] for row in rows] == expected
+    errors = ["InvalidJson", *(["MissingField"] if with_others else []), "InvalidUtf8"]
+    assert [each.error for each in rejected] == errors
+
+
 def test_given_keys_are_checked(tmp_path: Path) -> None:
     ids: list[Any] = ["a", "b", "a", None, 3, "c"]
     data = b"\n".join(json.dumps({"text": "x", "id": i}).encode() for i in ids)
@@ -244,6 +258,8 @@ def test_fields_come_from_the_config_alone() -> None:
         ({"fields": {"a": "m", "b": "m.x"}}, "cannot be a value and, for 'm.x', an object"),
         ({"fields": {"a": "m"}, "key": {"path": "m", "dtype": "int64"}}, "in two dtypes"),
         ({"fields": ["a"], "key": {"path": "m", "dtype": "bool"}}, "expected string or int64"),
+        ({"fields": ["a"], "key": "@line"}, "is the line's text, a string, and no key"),
+        ({"fields": {"a": {"path": "@line", "dtype": "int64"}}}, "the line's text, a string"),
     ],
 )
 def test_a_wrong_config_is_refused(settings: Any, match: str) -> None:

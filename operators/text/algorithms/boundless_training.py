@@ -132,10 +132,10 @@ def train_runs(
     supers: set[bytes] = set()
     across = Operations(settings)
     while len(tokens) < size:
-        while waiting and isinstance(waiting[-1], Deletion):
-            deletion = waiting.pop()
-            used.deletions.append(deletion)
-            tokens.pop(deletion.token, None)
+        while waiting and isinstance(head := waiting[-1], Deletion):
+            waiting.pop()
+            used.deletions.append(head)
+            tokens.pop(head.token, None)
         best = pairs.best()
         merge = waiting[-1] if waiting else None
         if best is not None and (not isinstance(merge, Merge) or best[2] > merge.count):
