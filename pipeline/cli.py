@@ -703,6 +703,95 @@ def gc(
     out.print(f"{count:,} files, {size(freed)}{' would be freed' if dry_run else ' freed'}")
 
 
+@app.command()
+def export(
+    output: OutputUri,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="megatron, nanogpt, parquet, hf-datasets, webdataset, datatrove, mds or litdata.",
+            metavar="FORMAT",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            help="Folder of the export; by default OUTPUT-FORMAT, beside the output.",
+            show_default=False,
+        ),
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Field to export, in the order given; `key` is one. By default all, or for "
+            "formats of token ids the only field of ids.",
+            show_default=False,
+        ),
+    ] = None,
+    file_size: Annotated[
+        float | None,
+        typer.Option(
+            help="Put about as many GB of shards into a file (0: all into one); by default the "
+            "format's own size.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that write.", min=1)] = 1,
+    allow_random_weights: Annotated[
+        bool, typer.Option("--allow-random-weights", help="Export tokens that mean nothing, too.")
+    ] = False,
+    job: StorageOf = None,
+) -> None:
+    """Write a finished data set in another format. The same command again goes on."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from pipeline.export import ExportSettings
+    from pipeline.export import export as write_export
+    from pipeline.manifest import data_set_folder
+    from pipeline.report.tables import size
+
+    folder = target or f"{data_set_folder(output)}-{to}"
+    part_bytes = None if file_size is None else round(file_size * 1e9)
+    settings = ExportSettings(to, field, part_bytes, allow_random_weights)
+    columns = (TextColumn(f"export to {to}"), BarColumn(), MofNCompleteColumn())
+    with StopSignals() as stop:
+        try:
+            with Progress(
+                *columns,
+                TimeRemainingColumn(),
+                console=out,
+                transient=True,
+                disable=not out.is_terminal,
+            ) as bar:
+                task = bar.add_task("", total=None)
+                done = write_export(
+                    output,
+                    folder,
+                    settings,
+                    storage=_storage(job),
+                    workers=workers,
+                    progress=lambda num, of: bar.update(task, completed=num, total=of),
+                )
+        except KeyboardInterrupt:
+            err.print(STOPPED)
+            raise typer.Exit(stop.code) from None
+    before = f", {done.skipped:,} of {done.parts:,} parts were there" if done.skipped else ""
+    out.print(
+        f"{done.output}: {done.num_samples:,} samples, {len(done.files):,} files, "
+        f"{size(done.num_bytes)}{before}",
+        soft_wrap=True,
+    )
+
+
 @app.command("sample-data")
 def sample_data(
     folder: Annotated[Path, typer.Argument(help="Where to write it.", show_default=False)],

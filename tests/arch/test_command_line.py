@@ -10,6 +10,16 @@ import typer
 ROOT = Path(__file__).parents[2]
 
 COMMANDS = {
+    "export": {
+        "output",
+        "--allow-random-weights",
+        "--field",
+        "--file-size",
+        "--job",
+        "--output",
+        "--to",
+        "--workers",
+    },
     "gc": {"output", "--job", "--dry-run", "--unfinished"},
     "operators": {"name"},
     "plan": {"job_file", "--limit", "--output"},
