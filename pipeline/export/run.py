@@ -1,9 +1,10 @@
 """An export from beginning to end: what is to be done, what is done already, and the rest."""
 
-import hashlib
 import json
 import multiprocessing
+import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -225,7 +226,6 @@ class _Task:
             "libraries": manifest.libraries,
             "warnings": manifest.warnings,
             "random_weights": manifest.random_weights,
-            "manifest_sha256": hashlib.sha256(manifest.to_json()).hexdigest(),
         }
 
 
@@ -287,10 +287,19 @@ _task: _Task | None = None
 def _start_worker(
     uri: str, storage: Storage, output: str, settings: ExportSettings, plan: Mapping[str, Any]
 ) -> None:
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     global _task  # noqa: PLW0603 - a pool gives its workers no other place
     _task = _Task(open_data_set(uri, storage), output, settings)
     if _task.plan() != plan:
         raise IntegrityError(f"{uri}: changed while it was exported", hint="run it again")
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed: nobody would hand it anything any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _write_part(number: int) -> PartRecord:

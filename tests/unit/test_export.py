@@ -120,7 +120,8 @@ def read_mds(folder: Path) -> Iterator[dict[str, Any]]:
 def mds_sample(shard: Mapping[str, Any], data: bytes) -> dict[str, Any]:
     varying = sum(size is None for size in shard["column_sizes"])
     sizes = list(struct.unpack_from(f"<{varying}I", data))
-    place, found = 4 * varying, {}
+    place = 4 * varying
+    found: dict[str, Any] = {}
     columns = zip(
         shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True
     )
