@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import FieldSpec
-from pipeline.export.base import KEY, ExportFormat, Part, PartRecord
+from pipeline.export.base import ExportFormat, Part, PartRecord
 from pipeline.export.files import ExportFiles
 from pipeline.manifest import Manifest
 
@@ -44,11 +44,12 @@ class Parquet(ExportFormat):
         import pyarrow.parquet as pq
 
         schema = schema_of(self.fields)
+        texts = [name for name, spec in self.fields.items() if not spec.is_numeric]
         path = f"data/train-{part.number:05d}-of-{part.count:05d}.parquet"
         with (
             files.open(path) as file,
             pq.ParquetWriter(
-                pa.PythonFile(file, "w"), schema, compression="zstd", use_dictionary=[KEY]
+                pa.PythonFile(file, "w"), schema, compression="zstd", use_dictionary=texts
             ) as writer,
         ):
             for batch in part.batches():

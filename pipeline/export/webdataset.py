@@ -3,7 +3,7 @@
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,11 @@ import pyarrow as pa
 from operators.base import FieldSpec
 from pipeline.errors import SpecError
 from pipeline.export.base import ExportFormat, Part
-from pipeline.export.files import ExportFiles
+from pipeline.export.files import ExportFiles, HashingFile
 from pipeline.export.rows import row_bytes
 from pipeline.manifest import Manifest
 
 TAR_BYTES = 1 << 30
-_BLOCK = 512
 
 
 class WebDataset(ExportFormat):
@@ -44,26 +43,21 @@ class WebDataset(ExportFormat):
 
     def write(self, part: Part, files: ExportFiles) -> Mapping[str, Any]:
         """Write one or more tars."""
-        row, number, filled = part.first_row, 0, 0
+        row, number = part.first_row, 0
         with ExitStack() as stack:
-            tar: tarfile.TarFile | None = None
+            file: HashingFile | None = None
             for batch in part.batches():
                 for members in self._members(batch):
-                    size = sum(_stored(len(data)) for _, data in members)
-                    if tar is None or (filled and filled + size > TAR_BYTES):
+                    sample = b"".join(_entry(f"{row:010d}.{end}", data) for end, data in members)
+                    if file is not None and file.tell() + len(sample) > TAR_BYTES:
                         stack.close()
-                        file: Any = stack.enter_context(
-                            files.open(f"{part.number:05d}-{number:05d}.tar")
-                        )
-                        tar = stack.enter_context(
-                            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
-                        )
-                        number, filled = number + 1, 0
-                    for ending, data in members:
-                        info = tarfile.TarInfo(f"{row:010d}.{ending}")
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
-                    row, filled = row + 1, filled + size
+                        file = None
+                    if file is None:
+                        path = f"{part.number:05d}-{number:05d}.tar"
+                        file = stack.enter_context(_open_tar(files, path))
+                        number += 1
+                    file.write(sample)
+                    row += 1
         return {}
 
     def _members(self, batch: pa.RecordBatch) -> Iterator[list[tuple[str, bytes]]]:
@@ -100,6 +94,17 @@ class _NpyHeads:
         return self._heads[count]
 
 
-def _stored(num_bytes: int) -> int:
-    """Return the bytes that a file takes in a tar."""
-    return _BLOCK + -(-num_bytes // _BLOCK) * _BLOCK
+@contextmanager
+def _open_tar(files: ExportFiles, path: str) -> Iterator[HashingFile]:
+    with files.open(path) as file:
+        yield file
+        end = file.tell() + 2 * tarfile.BLOCKSIZE  # two blocks of zeros say that it is whole
+        file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
+
+
+def _entry(name: str, data: bytes) -> bytes:
+    """Return a file as it stands in a tar."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+    return b"".join((info.tobuf(tarfile.PAX_FORMAT), data, padding))

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import struct
+import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,17 @@ def test_webdataset(data: str, tmp_path: Path, part_bytes: int | None) -> None:
     )
 
 
+def test_tars_are_whole_and_the_same_everywhere(data: str, tmp_path: Path) -> None:
+    export(data, str(tmp_path / "out"), settings("webdataset"))
+    path = tmp_path / "out" / "00000-00000.tar"
+    with tarfile.open(path, errorlevel=2) as tar:
+        members = tar.getmembers()
+    assert {(one.mtime, one.uid, one.gid, one.mode) for one in members} == {(0, 0, 0, 0o644)}
+    assert len(members) == NUM * (1 + len(FIELDS))
+    assert path.stat().st_size % tarfile.RECORDSIZE == 0
+    assert path.read_bytes()[-1024:] == bytes(1024)
+
+
 def test_webdataset_ends_a_tar_before_it_is_too_large(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +384,16 @@ def test_parquet_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "| `text` | uint32 [*] | 70,000 | the source |" in card
     assert '"<eos>": 2' in card
     assert FINGERPRINT in card
+
+
+def test_parquet_of_chosen_fields_in_their_order(data: str, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    export(data, str(tmp_path / "out"), settings("parquet", fields=["text", "image"]))
+    found = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
+    assert found.column_names == ["text", "image"]
+    assert found["image"].to_pylist() == rows(NUM)["image"].tolist()
+    assert b"tokenmill" not in (found.schema.metadata or {})
 
 
 def test_card_says_that_weights_were_random(tmp_path: Path) -> None:
