@@ -300,18 +300,26 @@ def test_every_plane() -> None:
     assert first_difference(Fast(reference), reference, column(texts)) is None
 
 
-def large_document(num_bytes: int) -> str:
-    source = Path(choosing.__file__).read_text() + "Mühle 日本語 🌾 " * 20 + " " * 3_000
-    return source * (num_bytes // len(source.encode()) + 1)
-
-
-@pytest.mark.parametrize(
-    "num_bytes", [1_000_000, pytest.param(100_000_000, marks=pytest.mark.slow)]
-)
-def test_large_document_beside_empty_ones(num_bytes: int) -> None:
+def test_large_document_beside_empty_ones() -> None:
     reference = read(BPE)
-    texts = column(["", large_document(num_bytes), ""])
+    texts = column(["", PIECE * 20, ""])
     assert first_difference(Fast(reference), reference, texts) is None
+
+
+PIECE = f" mill {Path(choosing.__file__).read_text()} {'Mühle 日本語 🌾 ' * 20} {' ' * 3_000} wheel"
+"""Begins with a blank and a letter, ends with a letter: between two of them words end anyway."""
+
+
+@pytest.mark.slow
+def test_document_of_100_mb() -> None:
+    """The reference would take 10 GB for it whole."""
+    reference, op = read(BPE), ready()
+    once = reference.encode(column([PIECE])).values
+    assert np.array_equal(reference.encode(column([PIECE * 3])).values, np.tile(once, 3))
+    count = 100_000_000 // len(PIECE.encode()) + 1
+    tokens = op({"text": column(["", PIECE * count])})["tokens"]
+    assert tokens.lengths.tolist() == [0, len(once) * count]
+    assert (tokens.values.reshape(count, -1) == once).all()
 
 
 @pytest.mark.slow
