@@ -11,17 +11,17 @@ The plain loop is what a careful user would write for two processes with the fas
 being hundreds of times slower, they are given the first files of the corpus. CPU seconds are those
 of all processes of a case while it works: where others use the cores too, they say more.
 
-    python benchmarks/text_peers.py --peers-python /tmp/peers/bin/python
+    python benchmarks/text_peers.py --peers-python PEERS/bin/python
     python benchmarks/text_peers.py --rounds 3                 # without peers
 
 Peers want an environment of their own. mosaicml-streaming and litdata ask for torchvision, whose
 wheel fails at import beside a CPU torch and which nothing here uses:
 
-    python -m venv /tmp/peers
-    /tmp/peers/bin/pip install torch tokenizers pyarrow datasets 'ray[data]' psutil pandas \
+    python -m venv PEERS
+    PEERS/bin/pip install torch tokenizers pyarrow datasets 'ray[data]' psutil pandas \
         loguru humanize tqdm dill multiprocess lightning-utilities obstore boto3 tifffile \
         Brotli python-snappy zstd catalogue paramiko transformers xxhash
-    /tmp/peers/bin/pip install --no-deps datatrove litdata mosaicml-streaming
+    PEERS/bin/pip install --no-deps datatrove litdata mosaicml-streaming
 
 A peer that is not there is reported as absent.
 """

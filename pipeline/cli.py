@@ -651,6 +651,11 @@ def tokenizer_report(
     if plot is not None:
         tokenizer_plots.check_format(plot)
     more = [_tokenizer(text) for text in tokenizer or ()]
+    if more and not any(target.endswith((".yaml", ".yml")) for target in targets):
+        raise SpecError(
+            "--tokenizer: there is no job among the targets to measure it on",
+            hint="give the job file too: finished runs are measured by what they stored",
+        )
     found: list[figures.TokenizerFigures] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:

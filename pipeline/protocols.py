@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -139,8 +139,10 @@ class SampleBlock:
 class Source(Protocol):
     """Lists partitions and reads their samples, both in a stable order; O(1) samples in memory."""
 
-    chunk_size: ClassVar[int]
-    """Samples worth handing on at a time: few when each is a file, many when each is a row."""
+    @property
+    def chunk_size(self) -> int:
+        """Samples worth handing on at a time: few when each is a file, many when each is a row."""
+        ...
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:

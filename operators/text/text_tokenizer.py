@@ -123,9 +123,10 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
     NFKC.
 
     One call uses one core: the libraries' own threads are switched off, since there is a worker for
-    every core. Speed on one core: ``fast`` 80 to 150 MB/s, ``tiktoken`` 10, ``sentencepiece`` 3,
-    ``reference`` 1. All take time linear in a document's length but for a logarithm, also for one
-    repeated character.
+    every core. Speed on one core, byte-level BPE of 32,000 ids on source code and its
+    documentation: ``fast`` 160 MB/s (25 where no word comes twice, for it remembers words, in
+    bounded memory), ``tiktoken`` 7, ``reference`` 2. All take time linear in a document's length
+    but for a logarithm, also for one repeated character.
 
     Raises:
         SetupError: the file is missing or no tokenizer, or a package is missing.

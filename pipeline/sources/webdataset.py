@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -91,6 +91,9 @@ class WebDatasetConfig(BaseSourceConfig):
     ]
 
 
+_CHUNK_OF_FILES, _CHUNK_OF_TEXTS = 32, 1024
+
+
 class WebDatasetSource:
     """Reads tars, `.tar`, `.tar.gz`, `.tgz` or `.tar.zst`, whose members are grouped by key.
 
@@ -109,14 +112,18 @@ class WebDatasetSource:
         >>> source = WebDatasetSource(config, Storage(), [config.urls])
     """
 
-    chunk_size: ClassVar[int] = 32
-
     def __init__(self, config: WebDatasetConfig, storage: Storage, urls: Sequence[str]) -> None:
         self.config = config
         self._storage = storage
         self._urls = urls
         self._extensions = {name: f.extensions for name, f in config.fields.items()}
         self._wanted = {ext for extensions in self._extensions.values() for ext in extensions}
+
+    @property
+    def chunk_size(self) -> int:
+        """Many where all fields are text, as documents are small; else few, as of images."""
+        is_text = all(spec.dtype == "string" for spec in self.fields.values())
+        return _CHUNK_OF_TEXTS if is_text else _CHUNK_OF_FILES
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:

@@ -155,6 +155,11 @@ def test_mistakes_are_named(command: CommandLine, options: tuple[str, ...], says
     assert says in " ".join(command.err.split())
 
 
+def test_more_tokenizers_need_a_job(command: CommandLine) -> None:
+    assert command("tokenizer-report", "out", "--tokenizer", "byte_text") == 2
+    assert "there is no job among the targets to measure it on" in command.err
+
+
 def test_a_job_without_text_tokenizers_and_one_that_replaces_the_text(command: CommandLine) -> None:
     corpus(command.folder)
     write(command.folder, operators=[{"name": "digit_groups"}], shards={"fields": ["text"]})

@@ -23,7 +23,7 @@ class HuggingFace(Reference):
     """A tokenizer.json in its own library; truncation, padding and BPE dropout are switched off.
 
     One call uses one core: ``TOKENIZERS_PARALLELISM=false`` is set for the process, since there is
-    a worker for every core. About 1 MB/s on one core for byte-level BPE.
+    a worker for every core. About 2 MB/s on one core for byte-level BPE.
 
     Attributes:
         policy: As given.

@@ -17,7 +17,7 @@ GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 
 
 class Tiktoken(Backend):
-    """Byte-level BPE of a tokenizer.json by ``tiktoken``: about 10 MB/s on one core.
+    """Byte-level BPE of a tokenizer.json by ``tiktoken``: 7 MB/s on one core.
 
     ``tiktoken`` joins any two neighbours whose join is in the vocabulary, lowest id first; a
     tokenizer.json lists which pairs may be joined, in order. ``is_certain`` says that the lists are
