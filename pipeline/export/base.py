@@ -118,8 +118,8 @@ class TokenFormat(ExportFormat):
         if self.spec.vocab_size is None or len(self.spec.shape) != 1:
             raise ContractError(
                 f"field {self.field!r} is {self.spec}, {self.name} holds one row of ids a sample",
-                hint="choose a field of ids of shape [T]; `sequence` and `flatten` make one of "
-                "several streams, and parquet, hf-datasets, webdataset and mds hold any field",
+                hint="choose a field of ids of shape [T], or have `sequence` write several streams "
+                "as one; parquet, hf-datasets, webdataset and mds hold any field",
             )
         self.vocab_size: int = self.spec.vocab_size
 
