@@ -967,6 +967,10 @@ def _fields_of(cls: Any) -> Table:
     for heading, attribute in (("paper", "paper"), ("licence", "weights_license")):
         if hasattr(cls, attribute):  # tokenizers of images have them
             facts.add_row(heading, Text(getattr(cls, attribute)))
+    agreement = getattr(cls, "min_agreement", {})
+    if agreement:
+        shares = ", ".join(f"{how} {share:g}" for how, share in agreement.items())
+        facts.add_row("agrees", Text(f"{shares}: ids as the authors', at least, on golden images"))
     return facts
 
 

@@ -181,6 +181,8 @@ def test_operators_are_listed_and_described(command: CommandLine) -> None:
     assert "peizesun/llamagen_t2i ds16_t2i 16,384 256 256" in lines
     assert "paper arXiv:2406.06525" in lines
     assert "licence MIT" in lines
+    agreement = "float32 1, compiled 1, bfloat16 0.93: ids as the authors', at least, on golden"
+    assert any(line.startswith(f"agrees {agreement}") for line in lines)
     settings = [line.split(" ")[0] for line in lines[lines.index("setting type default meaning") :]]
     assert settings.index("weights") < settings.index("device") < settings.index("inputs")
     assert command("operators", "sequence") == 0
