@@ -70,7 +70,7 @@ class ToyNested(NestedImageTokenizer[ToyNestedConfig, ToyArch]):
         return ToyArch(TOKENS)
 
     def arch_of_config(self, config: Mapping[str, Any], where: str) -> ToyArch:
-        raise NotImplementedError
+        return ToyArch(int(config["tokens"]))
 
     @property
     def full_layout(self) -> TokenLayout:

@@ -16,7 +16,7 @@ from operators.image_tokenizers.base import (
     Published,
     RandomWeights,
 )
-from operators.image_tokenizers.grid import GridTokenizer
+from operators.image_tokenizers.cnn_grid import CNNGridTokenizer
 from operators.image_tokenizers.nn.cnn_arch import CNNArch, taming_name
 from operators.image_tokenizers.published_config import read_config
 
@@ -67,7 +67,7 @@ class IBQConfig(ImageTokenizerConfig):
     ] = None
 
 
-class IBQ(GridTokenizer[IBQConfig, IBQArch]):
+class IBQ(CNNGridTokenizer[IBQConfig, IBQArch]):
     """Map RGB images to a row-major grid of ids, one for 16 x 16 pixels.
 
     Reads ``image`` uint8 [H, W, 3], H and W multiples of 16; adds ``tokens`` uint16 (uint32 for
@@ -143,11 +143,6 @@ class IBQ(GridTokenizer[IBQConfig, IBQArch]):
         return IBQArch(cnn, found.integer("n_embed"), found.integer("embed_dim"), side)
 
     @property
-    def stride(self) -> int:
-        """16 for the published models."""
-        return self.arch.cnn.downsampling
-
-    @property
     def default_side(self) -> int:
         """256 for the published models."""
         return self.arch.side
@@ -161,19 +156,13 @@ class IBQ(GridTokenizer[IBQConfig, IBQArch]):
         """Return the published name of a parameter."""
         return taming_name(name)
 
-    def encoder_net(self) -> Any:
-        """Build the encoder."""
-        from operators.image_tokenizers.nn.cnn import GridEncoder
+    @property
+    def code_dim(self) -> int | None:
+        """Width of a codebook entry."""
+        return self.arch.code_dim
 
-        return GridEncoder(self.arch.cnn, self._quantizer(), self.arch.code_dim)
-
-    def decoder_net(self) -> Any:
-        """Build the decoder."""
-        from operators.image_tokenizers.nn.cnn import GridDecoder
-
-        return GridDecoder(self.arch.cnn, self._quantizer(), self.arch.code_dim)
-
-    def _quantizer(self) -> Any:
+    def quantizer(self) -> Any:
+        """A codebook, by inner product."""
         from operators.image_tokenizers.quantize.vq import VQ
 
         return VQ(self.arch.codebook_size, self.arch.code_dim, metric="dot")

@@ -16,7 +16,7 @@ from operators.image_tokenizers.base import (
     Published,
     RandomWeights,
 )
-from operators.image_tokenizers.grid import GridTokenizer
+from operators.image_tokenizers.cnn_grid import CNNGridTokenizer
 from operators.image_tokenizers.nn.cnn_arch import CNNArch, llamagen_name
 from operators.image_tokenizers.published_config import read_config
 
@@ -60,7 +60,7 @@ class LlamaGenVQConfig(ImageTokenizerConfig):
     ] = None
 
 
-class LlamaGenVQ(GridTokenizer[LlamaGenVQConfig, LlamaGenArch]):
+class LlamaGenVQ(CNNGridTokenizer[LlamaGenVQConfig, LlamaGenArch]):
     """Map RGB images to a row-major grid of ids, one for 16 x 16 pixels (8 x 8 for ds8).
 
     Reads ``image`` uint8 [H, W, 3], H and W multiples of 16 (8); adds ``tokens`` uint16 [T],
@@ -128,11 +128,6 @@ class LlamaGenVQ(GridTokenizer[LlamaGenVQConfig, LlamaGenArch]):
         return LlamaGenArch(cnn, args.integer("codebook_size"), args.integer("codebook_embed_dim"))
 
     @property
-    def stride(self) -> int:
-        """16, or 8."""
-        return self.arch.cnn.downsampling
-
-    @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """(K,)."""
         return (self.arch.codebook_size,)
@@ -141,19 +136,13 @@ class LlamaGenVQ(GridTokenizer[LlamaGenVQConfig, LlamaGenArch]):
         """Return LlamaGen's name of a parameter."""
         return llamagen_name(self.arch.cnn.num_levels)(name)
 
-    def encoder_net(self) -> Any:
-        """Build the encoder."""
-        from operators.image_tokenizers.nn.cnn import GridEncoder
+    @property
+    def code_dim(self) -> int | None:
+        """Width of a codebook entry."""
+        return self.arch.code_dim
 
-        return GridEncoder(self.arch.cnn, self._quantizer(), self.arch.code_dim)
-
-    def decoder_net(self) -> Any:
-        """Build the decoder."""
-        from operators.image_tokenizers.nn.cnn import GridDecoder
-
-        return GridDecoder(self.arch.cnn, self._quantizer(), self.arch.code_dim)
-
-    def _quantizer(self) -> Any:
+    def quantizer(self) -> Any:
+        """A codebook on the unit sphere."""
         from operators.image_tokenizers.quantize.vq import VQ
 
         arch = self.arch

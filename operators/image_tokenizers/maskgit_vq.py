@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from operators.image_tokenizers.base import UNIT, ImageTokenizerConfig, Published, RandomWeights
-from operators.image_tokenizers.grid import GridTokenizer
+from operators.image_tokenizers.cnn_grid import CNNGridTokenizer
 from operators.image_tokenizers.nn.cnn_arch import CNNArch, maskgit_cnn, maskgit_name
 from operators.image_tokenizers.published_config import read_config
 
@@ -50,7 +50,7 @@ class MaskGITVQConfig(ImageTokenizerConfig):
     ] = None
 
 
-class MaskGITVQ(GridTokenizer[MaskGITVQConfig, MaskGITArch]):
+class MaskGITVQ(CNNGridTokenizer[MaskGITVQConfig, MaskGITArch]):
     """Map RGB images to a row-major grid of ids, one for 16 x 16 pixels.
 
     Reads ``image`` uint8 [H, W, 3], H and W multiples of 16; adds ``tokens`` uint16 [T],
@@ -103,11 +103,6 @@ class MaskGITVQ(GridTokenizer[MaskGITVQConfig, MaskGITArch]):
         return MaskGITArch(cnn, found.integer("num_embeddings"))
 
     @property
-    def stride(self) -> int:
-        """16 for the published model."""
-        return self.arch.cnn.downsampling
-
-    @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """(K,)."""
         return (self.arch.codebook_size,)
@@ -116,19 +111,8 @@ class MaskGITVQ(GridTokenizer[MaskGITVQConfig, MaskGITArch]):
         """Return the published name of a parameter."""
         return maskgit_name(name)
 
-    def encoder_net(self) -> Any:
-        """Build the encoder."""
-        from operators.image_tokenizers.nn.cnn import GridEncoder
-
-        return GridEncoder(self.arch.cnn, self._quantizer())
-
-    def decoder_net(self) -> Any:
-        """Build the decoder."""
-        from operators.image_tokenizers.nn.cnn import GridDecoder
-
-        return GridDecoder(self.arch.cnn, self._quantizer())
-
-    def _quantizer(self) -> Any:
+    def quantizer(self) -> Any:
+        """A codebook, by Euclidean distance."""
         from operators.image_tokenizers.quantize.vq import VQ
 
         return VQ(self.arch.codebook_size, self.arch.cnn.z_channels)

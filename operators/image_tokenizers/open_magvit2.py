@@ -18,7 +18,7 @@ from operators.image_tokenizers.base import (
     Published,
     RandomWeights,
 )
-from operators.image_tokenizers.grid import GridTokenizer
+from operators.image_tokenizers.cnn_grid import CNNGridTokenizer
 from operators.image_tokenizers.layout import TokenLayout
 from operators.image_tokenizers.nn.cnn_arch import CNNArch, magvit2_name
 from operators.image_tokenizers.published_config import read_config
@@ -88,7 +88,7 @@ class OpenMagvit2Config(ImageTokenizerConfig):
     ] = None
 
 
-class OpenMagvit2(GridTokenizer[OpenMagvit2Config, OpenMagvit2Arch]):
+class OpenMagvit2(CNNGridTokenizer[OpenMagvit2Config, OpenMagvit2Arch]):
     """Map RGB images to a row-major grid of ids, one for 16 x 16 pixels (8 x 8 at 128 pixels).
 
     Reads ``image`` uint8 [H, W, 3], H and W multiples of 16 (8); adds ``tokens`` uint32 (uint16 for
@@ -166,11 +166,6 @@ class OpenMagvit2(GridTokenizer[OpenMagvit2Config, OpenMagvit2Arch]):
         return OpenMagvit2Arch(cnn, sizes.integer("resolution"))
 
     @property
-    def stride(self) -> int:
-        """16, or 8 for the model of 128 pixels."""
-        return self.arch.cnn.downsampling
-
-    @property
     def default_side(self) -> int:
         """256, or 128."""
         return self.arch.side
@@ -226,16 +221,8 @@ class OpenMagvit2(GridTokenizer[OpenMagvit2Config, OpenMagvit2Arch]):
         """Return the published name of a parameter."""
         return magvit2_name(name)
 
-    def encoder_net(self) -> Any:
-        """Build the encoder."""
-        from operators.image_tokenizers.nn.cnn import GridEncoder
+    def quantizer(self) -> Any:
+        """One bit for each channel."""
         from operators.image_tokenizers.quantize.lfq import LFQ
 
-        return GridEncoder(self.arch.cnn, LFQ(self.arch.cnn.z_channels))
-
-    def decoder_net(self) -> Any:
-        """Build the decoder."""
-        from operators.image_tokenizers.nn.cnn import GridDecoder
-        from operators.image_tokenizers.quantize.lfq import LFQ
-
-        return GridDecoder(self.arch.cnn, LFQ(self.arch.cnn.z_channels))
+        return LFQ(self.arch.cnn.z_channels)
