@@ -177,8 +177,6 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
     """Prefixes of stored tensors that only the encoder needs."""
     ema_prefix: ClassVar[str | None] = None
     """Before the names, without their dots, of a moving average that is read where it is stored."""
-    training_only: ClassVar[tuple[str, ...]] = ()
-    """Prefixes of stored tensors that play no role after training."""
     channels_last: ClassVar[bool] = False
     """The encoder is convolutional, and on a GPU faster with channels last."""
 
@@ -271,9 +269,10 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             SetupError: one is not installed.
         """
 
-    def training_only_parts(self) -> tuple[str, ...]:
+    @property
+    def training_only(self) -> tuple[str, ...]:
         """Prefixes of stored tensors that play no role after training."""
-        return self.training_only
+        return ()
 
     def decoder_ids(self, ids: "torch.Tensor") -> "torch.Tensor":
         """Return ids as ``decoder_net`` takes them."""
@@ -580,7 +579,7 @@ class ImageTokenizer(Operator[ConfigT], Generic[ConfigT, ArchT]):
             unused = self._checkpoint.load_into(
                 module,
                 other_parts=ignores,
-                training_only=self.training_only_parts(),
+                training_only=self.training_only,
                 stored_name=self.stored_name,
                 ema_prefix=self.ema_prefix,
             )

@@ -158,7 +158,8 @@ class FlexTok(NestedImageTokenizer[FlexTokConfig, FlexTokArch]):
         """Import the autoencoder."""
         import_extra(_VAE_MODULE, extra="flextok", where="flextok")
 
-    def training_only_parts(self) -> tuple[str, ...]:
+    @property
+    def training_only(self) -> tuple[str, ...]:
         """Heads of the decoder that only training uses, by the configuration."""
         config = self._checkpoint.config()
         parts = config.get("config", config)["decoder"]["module_dict"]

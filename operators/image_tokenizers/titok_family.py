@@ -1,7 +1,7 @@
 """What TiTok, TA-TiTok and One-D-Piece share."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from operators.errors import ContractError, SetupError
 from operators.image_tokenizers.base import UNIT, ImageTokenizer, ImageTokenizerConfig
@@ -20,7 +20,7 @@ class TiTokFamily(ImageTokenizer[ConfigT, TiTokArch]):
     normalization = UNIT
     encoder_ignores = ("decoder.", "pixel_decoder.", "pixel_quantize.")
     decoder_ignores = ("encoder.", "latent_tokens")
-    training_only: ClassVar[tuple[str, ...]] = ("quantize.embed_prob",)
+    training_only = ("quantize.embed_prob",)
 
     def arch_of_config(self, config: Mapping[str, Any], where: str) -> TiTokArch:
         """Read the authors' entries."""
