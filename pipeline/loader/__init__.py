@@ -3,5 +3,6 @@
 from pipeline.loader.dataset import TokenDataset
 from pipeline.loader.order import EpochOrder
 from pipeline.loader.ragged import RaggedBatch
+from pipeline.loader.samples import Samples
 
-__all__ = ["EpochOrder", "RaggedBatch", "TokenDataset"]
+__all__ = ["EpochOrder", "RaggedBatch", "Samples", "TokenDataset"]

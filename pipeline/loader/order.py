@@ -36,6 +36,7 @@ class EpochOrder:
     """
 
     def __init__(self, num_samples: int, seed: int, epoch: int, *, shuffle: bool = True) -> None:
+        self.epoch = epoch
         self._num_samples = num_samples
         self._shuffle = shuffle
         bits = max((num_samples - 1).bit_length(), _MIN_BITS)

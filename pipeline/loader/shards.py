@@ -54,6 +54,11 @@ class ShardReader:
         """Rows of all shards."""
         return self._stops[-1] if self._stops else 0
 
+    @property
+    def stops(self) -> np.ndarray:
+        """int64 [S], one past the last row of each shard."""
+        return np.array(self._stops, np.int64)
+
     def read(self, rows: np.ndarray) -> dict[str, Column]:
         """Return some rows, in the given order.
 

@@ -189,7 +189,7 @@ def test_a_worker_resumes_from_its_own_state(
     want = keys(TokenDataset(data_set, batch_size=2, fields=["key"], epoch=4))
     for worker in range(3):
         monkeypatch.setattr(
-            "pipeline.loader.dataset.get_worker_info", lambda w=worker: WorkerInfo(w, 3)
+            "pipeline.loader.batches.get_worker_info", lambda w=worker: WorkerInfo(w, 3)
         )
         data = TokenDataset(data_set, batch_size=2, fields=["key"], epoch=4)
         batches = iter(data)
@@ -254,8 +254,8 @@ def test_state_of_another_seed_or_order_is_refused(data_set: str) -> None:
 
 def test_state_of_another_version_is_refused(data_set: str) -> None:
     data = TokenDataset(data_set, batch_size=4)
-    with pytest.raises(IntegrityError, match="version 2, this program reads 1"):
-        data.load_state_dict({**data.state_dict(), "version": 2})
+    with pytest.raises(IntegrityError, match="version 3, this program reads 2"):
+        data.load_state_dict({**data.state_dict(), "version": 3})
 
 
 # Arguments
