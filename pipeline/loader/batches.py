@@ -177,12 +177,12 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         """
         left = self.num_positions - start
         size = self._global_batch_size
-        batches = np.arange(worker, left // size if self._drop_last else -(-left // size))
-        batches = batches[::num_workers]
+        num_batches = left // size if self._drop_last else -(-left // size)
         own = self._rank + self._world_size * np.arange(self._batch_size)
-        ahead = max(1, _ORDER_AHEAD // self._batch_size)
-        for i in range(0, len(batches), ahead):
-            positions = start + batches[i : i + ahead, None] * size + own
+        ahead = max(1, _ORDER_AHEAD // self._batch_size) * num_workers
+        for first in range(worker, num_batches, ahead):  # an endless epoch takes no memory
+            batches = np.arange(first, min(first + ahead, num_batches), num_workers)
+            positions = start + batches[:, None] * size + own
             yield positions[positions < self.num_positions]
 
     def _begin_at(self, epoch: int, position: int) -> None:
