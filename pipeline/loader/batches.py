@@ -179,9 +179,11 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         size = self._global_batch_size
         num_batches = left // size if self._drop_last else -(-left // size)
         own = self._rank + self._world_size * np.arange(self._batch_size)
-        ahead = max(1, _ORDER_AHEAD // self._batch_size) * num_workers
-        for first in range(worker, num_batches, ahead):  # an endless epoch takes no memory
-            batches = np.arange(first, min(first + ahead, num_batches), num_workers)
+        first, ahead = worker, 1  # few batches at first, so that the first comes soon
+        while first < num_batches:
+            batches = np.arange(first, min(first + ahead * num_workers, num_batches), num_workers)
+            first += ahead * num_workers
+            ahead = min(2 * ahead, max(1, _ORDER_AHEAD // self._batch_size))
             positions = start + batches[:, None] * size + own
             yield positions[positions < self.num_positions]
 
