@@ -1,8 +1,8 @@
 """Reads finished data sets inside the training job; needs neither Ray nor any model."""
 
 from pipeline.loader.dataset import TokenDataset
-from pipeline.loader.order import EpochOrder
+from pipeline.loader.order import BlockShuffle, EpochOrder
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
 
-__all__ = ["EpochOrder", "RaggedBatch", "Samples", "TokenDataset"]
+__all__ = ["BlockShuffle", "EpochOrder", "RaggedBatch", "Samples", "TokenDataset"]
