@@ -2,7 +2,8 @@
 
 from pipeline.loader.dataset import TokenDataset
 from pipeline.loader.order import BlockShuffle, EpochOrder
+from pipeline.loader.prefix import SampledPrefix
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
 
-__all__ = ["BlockShuffle", "EpochOrder", "RaggedBatch", "Samples", "TokenDataset"]
+__all__ = ["BlockShuffle", "EpochOrder", "RaggedBatch", "SampledPrefix", "Samples", "TokenDataset"]
