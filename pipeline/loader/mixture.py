@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
@@ -16,9 +18,9 @@ from torch.utils.data import get_worker_info
 from operators.base import Column, FieldSpec, Ragged
 from operators.columns import concat, take
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError, SetupError
-from pipeline.loader.batches import BatchDataset
+from pipeline.loader.batches import BatchDataset, Uneven
 from pipeline.loader.files import ShardFiles
-from pipeline.loader.order import EpochOrder
+from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
 from pipeline.loader.proportions import Proportions, whole_weights
 from pipeline.loader.samples import Samples
 from pipeline.loader.view import OpenView, View
@@ -45,8 +47,9 @@ class Source:
         url: The output folder of a finished run, or its ``manifest.json``.
         weight: Its share of the items, beside the weights of the others; 0 pauses it.
         tokens: A budget of tokens. It is turned into the nearest number of items by the mean of
-            the whole data set: the ids in the fields that the view yields, counted by the index,
-            over the view's items. Ids that a view cuts off or repeats are not taken off or added.
+            the whole data set: the ids that the index counts in the fields of the view, over the
+            view's items; of a fixed length in whole samples, that length. What a view cuts off
+            from ragged fields (a sampled prefix) or repeats is not taken off or added.
         epochs: A budget of epochs; 0.5 is half of the data set, rounded down to items.
         view: What an item is; None is whole samples with every field.
         max_epochs: With a weight: the mixture ends before this source would begin another.
@@ -109,10 +112,13 @@ class MixedDataset(BatchDataset):
         num_items: With weights: items of the whole mixture.
         num_tokens: With weights: the same in tokens, by the means that ``Source.tokens`` names.
         seed: Of every source's permutations.
-        shuffle: False takes every source's items in the order of its shards.
+        shuffle: True permutes every source as a whole, a ``BlockShuffle`` blocks of it; False
+            takes its items in the order of its shards.
         rank: This process; None asks ``torch.distributed``, then the environment.
         world_size: How many there are; given exactly when ``rank`` is.
-        drop_last: Leave out the items that do not fill a global batch.
+        uneven: ``short``, ``pad`` or ``drop``: what becomes of items that do not fill the last
+            global batch.
+        dtypes: Field -> the dtype of its tensors where it is not the stored one.
         storage_options: Protocol (``s3``) -> options of its fsspec file system.
         cache_dir: Where copies of remote shards go; None is the temporary folder.
         verify: Check the SHA-256 of every shard when it is first opened, not its size alone.
@@ -139,10 +145,11 @@ class MixedDataset(BatchDataset):
         num_items: int | None = None,
         num_tokens: int | None = None,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | BlockShuffle = True,
         rank: int | None = None,
         world_size: int | None = None,
-        drop_last: bool = False,
+        uneven: Uneven = "short",
+        dtypes: Mapping[str, torch.dtype] | None = None,
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         verify: bool = False,
@@ -153,7 +160,8 @@ class MixedDataset(BatchDataset):
             epoch=0,
             rank=rank,
             world_size=world_size,
-            drop_last=drop_last,
+            uneven=uneven,
+            dtypes=dtypes,
         )
         kinds = {source.share[0] == "weight" for source in sources}
         if len(kinds) != 1:
@@ -176,6 +184,7 @@ class MixedDataset(BatchDataset):
         _check_that_they_mix(self._sources)
         self._seed, self._shuffle = seed, shuffle
         self._sizes = np.array([source.view.num_items for source in self._sources], np.int64)
+        self._orders: dict[int, EpochOrder | BlockOrder] = {}  # source -> that of its last epoch
         self._has_budgets = kinds == {False}
         if self._has_budgets:
             self._shares = [source.budget() for source in self._sources]
@@ -309,10 +318,19 @@ class MixedDataset(BatchDataset):
         epochs, places = np.divmod(indices, self._sizes[sources])
         items = np.stack([sources, places, epochs], axis=1)
         for source, source_epoch, rows in _groups(items):
-            size = int(self._sizes[source])
-            order = EpochOrder(size, self._seed, source_epoch, shuffle=self._shuffle)
-            items[rows, 1] = order.rows(places[rows])
+            items[rows, 1] = self._order_of(source, source_epoch).rows(places[rows])
         return items
+
+    def _order_of(self, source: int, epoch: int) -> EpochOrder | BlockOrder:
+        order = self._orders.get(source)
+        if order is None or order.epoch != epoch:
+            view = self._sources[source].view
+            if isinstance(self._shuffle, BlockShuffle):
+                order = BlockOrder(view.stops, self._seed, epoch, self._shuffle)
+            else:
+                order = EpochOrder(view.num_items, self._seed, epoch, shuffle=self._shuffle)
+            self._orders[source] = order
+        return order
 
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:  # noqa: ARG002
         parts, rows = [], []
@@ -337,7 +355,9 @@ class MixedDataset(BatchDataset):
         return {f"share {i}": f"{kind} {share}" for i, share in enumerate(self._shares)}
 
     def _order_identity(self) -> dict[str, Any]:
-        return {"seed": self._seed, "shuffle": self._shuffle}
+        shuffle = self._shuffle
+        how = asdict(shuffle) if isinstance(shuffle, BlockShuffle) else shuffle
+        return {"seed": self._seed, "shuffle": how}
 
     def _differs(self, state: Mapping[str, Any]) -> bool:
         return any(state.get(name) != here for name, here in self._identity().items())
@@ -410,9 +430,9 @@ class _OpenSource:
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         epochs = source.max_epochs
         self.max_items = None if epochs is None else epochs * view.num_items
-        counts = [f"tokens.{name}" for name in self.columns if self._spec(name).vocab_size]
-        # The index counts the tokens of every field of ids.
-        self._num_tokens = sum(int(pc.sum(data_set.shards[name]).as_py() or 0) for name in counts)
+        names = [name for name in self.columns if self._spec(name).vocab_size]
+        means = (self._mean_tokens(name, data_set.shards) for name in names)
+        self._tokens_per_item = sum(means, Fraction(0))
 
     def tokens_per_item(self) -> Fraction:
         """Return the mean.
@@ -420,13 +440,13 @@ class _OpenSource:
         Raises:
             ContractError: no field of ids is read.
         """
-        if not self._num_tokens:
+        if not self._tokens_per_item:
             raise ContractError(
                 f"source {self.uri}: its view yields no tokens that the index counts "
                 f"({', '.join(self.columns)})",
                 hint="give a weight, epochs or num_items",
             )
-        return Fraction(self._num_tokens, self.view.num_items)
+        return self._tokens_per_item
 
     def budget(self) -> int:
         """Return the items that its tokens or epochs are."""
@@ -437,6 +457,14 @@ class _OpenSource:
     def kinds(self) -> dict[str, str]:
         """Return what each field of a batch is, in words."""
         return {name: _kind(column, self._spec(name)) for name, column in self.columns.items()}
+
+    def _mean_tokens(self, name: str, shards: pa.Table) -> Fraction:
+        """Return the ids of one field in an item."""
+        column = self.columns[name]
+        if self.identity.get("view") == "samples" and isinstance(column, np.ndarray):
+            return Fraction(math.prod(column.shape[1:]))  # of a prefix, too
+        num_tokens = pc.sum(shards[f"tokens.{name}"]).as_py() or 0
+        return Fraction(num_tokens, max(1, self.view.num_items))
 
     def _spec(self, name: str) -> FieldSpec:
         return self.manifest.fields.get(name, FieldSpec("string"))
