@@ -311,13 +311,15 @@ class MixedDataset(BatchDataset):
         yield from super().__iter__()
 
     def _items(self, epoch: int, positions: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """Return int64 [K, 3]: source, item of its view, epoch of the source."""
+        """Return int64 [K, 2]: source and its epoch in one number, item of the source's view."""
         assert self._proportions is not None, "no position without a share"
         sources, indices = self._proportions.sources(positions)
         indices += np.array(self._starts, np.int64)[sources]
         epochs, places = np.divmod(indices, self._sizes[sources])
-        items = np.stack([sources, places, epochs], axis=1)
-        for source, source_epoch, rows in _groups(items):
+        numbers = epochs * len(self._sources) + sources
+        items = np.stack([numbers, places], axis=1)
+        for number, rows in _groups(numbers):
+            source_epoch, source = divmod(number, len(self._sources))
             items[rows, 1] = self._order_of(source, source_epoch).rows(places[rows])
         return items
 
@@ -333,12 +335,13 @@ class MixedDataset(BatchDataset):
         return order
 
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:  # noqa: ARG002
-        parts, rows = [], []
-        for source, source_epoch, group in _groups(items):
-            parts.append(self._sources[source].view.read(items[group, 1], source_epoch))
-            rows.append(group)
-        columns = dict(parts[0]) if len(parts) == 1 else _joined(parts, np.concatenate(rows))
-        columns[SOURCE] = items[:, 0].copy()
+        parts, places = [], []
+        for number, rows in _groups(items[:, 0]):
+            source_epoch, source = divmod(number, len(self._sources))
+            parts.append(self._sources[source].view.read(items[rows, 1], source_epoch))
+            places.append(rows)
+        columns = dict(parts[0]) if len(parts) == 1 else _joined(parts, places)
+        columns[SOURCE] = items[:, 0] % len(self._sources)
         return columns
 
     def _identity(self) -> Mapping[str, Any]:
@@ -506,28 +509,33 @@ def _kind(column: Column, spec: FieldSpec) -> str:
     return f"{dtype}[{', '.join(map(str, dims))}]{ids}"
 
 
-def _groups(items: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield source, epoch, and int64 rows of [K, 3] items that have both in common, rising."""
-    if not len(items):
+def _groups(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each number of int64 [K], with the int64 places where it is, rising."""
+    if not len(numbers):
         return
-    order = np.lexsort((items[:, 2], items[:, 0]))
-    keys = items[order][:, [0, 2]]
-    breaks = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
-    firsts = keys[np.append(0, breaks)].tolist()
-    for (source, epoch), rows in zip(firsts, np.split(order, breaks), strict=True):
-        yield source, epoch, rows
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    starts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()]
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        yield int(ordered[start]), order[start:stop]
 
 
-def _joined(parts: Sequence[Mapping[str, Column]], rows: np.ndarray) -> dict[str, Column]:
-    """Join parts of a batch: item i of all parts, one after the other, goes to ``rows[i]``."""
-    back = np.argsort(rows)
+def _joined(
+    parts: Sequence[Mapping[str, Column]], places: Sequence[np.ndarray]
+) -> dict[str, Column]:
+    """Join parts of a batch: the items of each go to its places, int64 [b]."""
+    rows = np.concatenate(places)
+    back = np.empty_like(rows)
+    back[rows] = np.arange(len(rows))
     columns: dict[str, Column] = {}
-    for name in parts[0]:
+    for name, first in parts[0].items():
         pieces = [part[name] for part in parts]
         if name in _BATCH_BOUNDARIES:
-            columns[name] = pieces[0]  # keeps the order of the fields
-        elif isinstance(pieces[0], np.ndarray):
-            columns[name] = np.concatenate(pieces)[back]
+            columns[name] = first  # for now: this keeps the order of the fields
+        elif isinstance(first, np.ndarray):
+            columns[name] = np.empty((len(rows), *first.shape[1:]), first.dtype)
+            for piece, own in zip(pieces, places, strict=True):
+                columns[name][own] = piece
         else:
             columns[name] = take(concat(pieces), back)
     if _BATCH_BOUNDARIES[0] in columns:  # a sequence begins wherever positions begin

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from operators.base import FieldSpec
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError, SetupError
-from pipeline.loader import MixedDataset, Samples, Source, TokenDataset
+from pipeline.loader import BlockShuffle, MixedDataset, Samples, Source, TokenDataset
 from pipeline.loader.mixture import _joined
 from pipeline.loader.proportions import MAX_TOTAL_WEIGHT, Proportions, whole_weights
 from tests.loader_data import FIELDS, rows, write_data_set
@@ -119,6 +119,43 @@ def test_without_shuffle_sources_come_in_stored_order(web: str, books: str) -> N
     assert [key for source, key in found if source == 1] == list(range(BOOKS)) * 2
 
 
+def test_block_shuffle_deals_out_the_units_of_every_source(web: str, books: str) -> None:
+    blocks = BlockShuffle(streams=2, block_items=4)
+    data = mixture(
+        Source(web, epochs=1, view=KEY), Source(books, epochs=2, view=KEY), shuffle=blocks
+    )
+    found = flat(data)
+    for source, url, epochs in ((0, web, 1), (1, books, 2)):
+        own = [key for one, key in found if one == source]
+        alone: list[int] = []
+        for epoch in range(epochs):
+            one = TokenDataset(url, batch_size=4, fields=["key"], shuffle=blocks, epoch=epoch)
+            alone += [int(key) for batch in one for key in batch["key"]]
+        assert own == alone
+    other = mixture(
+        Source(web, epochs=1, view=KEY), Source(books, epochs=2, view=KEY), shuffle=True
+    )
+    with pytest.raises(FingerprintMismatchError, match=r"shuffle .*'streams': 2.* -> True"):
+        other.load_state_dict(data.state_dict())
+
+
+def test_padding_repeats_the_beginning_of_the_mixture(web: str, books: str) -> None:
+    sources = [Source(web, epochs=1, view=KEY), Source(books, epochs=1, view=KEY)]
+    data = [mixture(*sources, uneven="pad", rank=rank, world_size=2) for rank in range(2)]
+    found = [list(one) for one in data]
+    assert [len(one) for one in found] == [len(one) for one in data] == [4, 4]
+    assert [batch["padding"].sum() for one in found for batch in one] == [0, 0, 0, 3] * 2
+    # Position 26 + k holds what stands at position k; rank r has positions r, r + 2, ...
+    for rank in range(2):
+        assert items(found[rank])[-1][1:] == items(found[rank])[0][:3]
+
+
+def test_a_rank_may_have_nothing(web: str) -> None:
+    sources = [Source(web, weight=1, view=KEY)]
+    data = [mixture(*sources, num_items=1, rank=rank, world_size=3) for rank in range(3)]
+    assert [len(one) for one in data] == [len(list(one)) for one in data] == [1, 0, 0]
+
+
 def test_a_source_of_weight_0_gives_nothing(web: str, books: str) -> None:
     data = mixture(Source(web, weight=1), Source(books, weight=0, max_epochs=1), num_items=30)
     assert {source for batch in data for source in batch["source"].tolist()} == {0}
@@ -164,7 +201,7 @@ def test_boundaries_are_those_of_the_whole_batch() -> None:
         "cu_seqlens": np.array([0, 4], np.int32),
         "max_seqlen": 4,
     }
-    joined = _joined([first, second], np.array([0, 2, 1]))
+    joined = _joined([first, second], [np.array([0, 2]), np.array([1])])
     assert joined["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 2, 3], [0, 0, 1, 2]]
     assert joined["cu_seqlens"].tolist() == [0, 2, 4, 8, 9, 12]
     assert joined["cu_seqlens"].dtype == np.int32
