@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader
 from pipeline.loader import BlockShuffle, TokenDataset
 from tests.loader_data import rows, write_data_set
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "pipeline.loader", __name__])  # imported once for all
+
 NUM, WORLD_SIZE = 47, 4
 SHUFFLE = BlockShuffle(streams=4, block_items=3)
 
@@ -55,11 +58,8 @@ def test_four_ranks_of_torch_distributed_share_the_rest_of_an_epoch(
     """The state comes from one process with other batches."""
     before = TokenDataset(data_set, batch_size=5, fields=["key"], shuffle=SHUFFLE)
     seen = keys(itertools.islice(before, 2))
-    context = multiprocessing.get_context("spawn")
     arguments = (data_set, str(tmp_path), before.state_dict(2))
-    processes = [
-        context.Process(target=train, args=(rank, *arguments)) for rank in range(WORLD_SIZE)
-    ]
+    processes = [FORKS.Process(target=train, args=(rank, *arguments)) for rank in range(WORLD_SIZE)]
     for process in processes:
         process.start()
     for process in processes:
@@ -74,7 +74,7 @@ def test_killed_worker_is_an_error_and_the_rest_comes_once(data_set: str) -> Non
         return TokenDataset(data_set, batch_size=2, fields=["key"], epoch=1)
 
     loop = data()
-    loader = DataLoader(loop, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    loader = DataLoader(loop, batch_size=None, num_workers=2, multiprocessing_context=FORKS)
     there = set(multiprocessing.active_children())
     seen: list[list[int]] = []
     batches = iter(loader)
@@ -97,7 +97,7 @@ def test_stateful_data_loader_resumes_by_itself(data_set: str, num_workers: int)
 
     def loader() -> Any:
         data = TokenDataset(data_set, batch_size=2, fields=["key"], epoch=3)
-        context = "spawn" if num_workers else None
+        context = FORKS if num_workers else None
         return StatefulDataLoader(
             data, batch_size=None, num_workers=num_workers, multiprocessing_context=context
         )
