@@ -260,7 +260,7 @@ def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
     """Say whether a type takes the values of another: of numbers with a fraction, rounded."""
     if wide.is_floating_point or narrow.is_floating_point or torch.bool in (wide, narrow):
         is_fraction = bool(wide.is_floating_point and narrow.is_floating_point)
-        return is_fraction or narrow == torch.bool or wide == narrow
+        return is_fraction or narrow in (torch.bool, wide)
     own, other = torch.iinfo(wide), torch.iinfo(narrow)
     return bool(own.min <= other.min and other.max <= own.max)
 
