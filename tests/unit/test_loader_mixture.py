@@ -1,6 +1,7 @@
 """MixedDataset: budgets, ends, workers, states, and one test per way of failing."""
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
@@ -18,6 +19,9 @@ from pipeline.loader import BlockShuffle, MixedDataset, Samples, Source, TokenDa
 from pipeline.loader.mixture import _joined
 from pipeline.loader.proportions import MAX_TOTAL_WEIGHT, Proportions, whole_weights
 from tests.loader_data import FIELDS, rows, write_data_set
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "pipeline.loader"])  # imported once for all
 
 WEB, BOOKS = 20, 6  # samples
 KEY = Samples(["key"])
@@ -222,7 +226,7 @@ def test_workers_change_nothing_and_hear_of_new_weights(web: str, books: str) ->
         data,
         batch_size=None,
         num_workers=2,
-        multiprocessing_context="spawn",
+        multiprocessing_context=FORKS,
         persistent_workers=True,
     )
     assert items(loader) == before
@@ -238,21 +242,33 @@ def test_workers_change_nothing_and_hear_of_new_weights(web: str, books: str) ->
     assert sum(map(len, rest)) == 18
 
 
-def test_a_restored_worker_keeps_its_own_start(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchdata's StatefulDataLoader does: states are loaded inside of each worker."""
-    state = mixture(Source(web, weight=1, view=KEY), num_items=12).state_dict()
-    state = {**state, "starts": [8], "position": 0}
-    data = mixture(Source(web, weight=1, view=KEY), num_items=12)
-    whole = items(data)
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_loader_that_restores_its_workers_goes_on(web: str, books: str, num_workers: int) -> None:
+    """The state that each worker loads by itself says where the proportions began anew."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
 
-    class Info:
-        id, num_workers = 0, 1
+    def of_weights(weight: int) -> MixedDataset:
+        sources = [Source(web, weight=weight, view=KEY), Source(books, weight=1, view=KEY)]
+        return mixture(*sources, num_items=40)
 
-    for module in ("batches", "mixture"):
-        monkeypatch.setattr(f"pipeline.loader.{module}.get_worker_info", lambda: Info)
-    data.load_state_dict(state)
-    assert items(data) == whole[2:]
-    assert items(data) == whole
+    def loader(data: MixedDataset) -> Any:
+        context = FORKS if num_workers else None
+        return StatefulDataLoader(
+            data, batch_size=None, num_workers=num_workers, multiprocessing_context=context
+        )
+
+    old = of_weights(1)
+    list(islice(old, 3))
+    alone, data = of_weights(3), of_weights(3)
+    for one in (alone, data):
+        one.load_state_dict(old.state_dict(), new_weights=True)
+    want = items(alone)
+    first = loader(data)
+    assert items(islice(first, 3)) == want[:3]
+    again = loader(of_weights(3))
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert items(again) == want[3:]
 
 
 # States
