@@ -5,6 +5,7 @@ from pipeline.loader.order import EpochOrder
 from pipeline.loader.packed import Packed
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
+from pipeline.loader.varlen import varlen
 from pipeline.loader.windows import Windows
 
-__all__ = ["EpochOrder", "Packed", "RaggedBatch", "Samples", "TokenDataset", "Windows"]
+__all__ = ["EpochOrder", "Packed", "RaggedBatch", "Samples", "TokenDataset", "Windows", "varlen"]

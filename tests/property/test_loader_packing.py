@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.loader import Packed, TokenDataset
+from pipeline.loader import Packed, TokenDataset, varlen
 from pipeline.loader.packed import OpenPacked
 from pipeline.loader.packing import Method, cut, pack
 from tests.token_data import CORPORA, Corpus
@@ -151,6 +151,7 @@ def test_packs_hold_every_piece_once(
         bounds = np.flatnonzero(batch["position_ids"].flatten() == 0).tolist()
         assert batch["cu_seqlens"].tolist() == [*bounds, batch["ids"].numel()]
         assert batch["max_seqlen"] == max(np.diff(batch["cu_seqlens"]))
+        assert varlen(batch["position_ids"][:1])[0][-1] == CAPACITY
     assert sum(len(batch["ids"]) for batch in batches) == opened.num_items
     tokens = sum(map(len, pieces))
     assert opened.num_tokens == tokens
