@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.base import FieldSpec
+from operators.base import Column, FieldSpec
 from pipeline.errors import ContractError, IntegrityError
 from pipeline.loader.files import ShardFiles
 from pipeline.loader.shard_maps import (
@@ -124,7 +124,7 @@ class TokenStream:
         if self.sample_length:
             found = np.full(opened.num_samples, self.sample_length)
         else:
-            offsets = [opened.columns(batch)[self._names[0]].offsets for batch in batches]
+            offsets = [self._offsets(opened, opened.columns(batch)) for batch in batches]
             found = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
         self._check_count(shard, opened.uri, int(found.sum()))
         return found
@@ -219,7 +219,7 @@ class TokenStream:
         if self.sample_length:
             flat = tuple(columns[name].reshape(-1) for name in self._names)
             return Stretch(start, start + len(flat[0]), flat, None)
-        offsets = columns[self._names[0]].offsets
+        offsets = self._offsets(shard.shard, columns)
         for name in self._names[1:]:
             if not np.array_equal(columns[name].offsets, offsets):
                 raise IntegrityError(
@@ -230,6 +230,14 @@ class TokenStream:
         inside = slice(int(offsets[0]), int(offsets[-1]))
         values = tuple(columns[name].values[inside] for name in self._names)
         return Stretch(start, start + len(values[0]), values, offsets)
+
+    def _offsets(self, shard: MappedShard, columns: Mapping[str, Column]) -> np.ndarray:
+        offsets: np.ndarray = columns[self._names[0]].offsets
+        if (offsets[1:] < offsets[:-1]).any():
+            raise IntegrityError(
+                f"{shard.uri}: the offsets of {self._names[0]!r} do not rise", hint=CHANGED
+            )
+        return offsets
 
     def _check_count(self, shard: int, uri: str, found: int) -> None:
         expected = int(self.stops[shard] - (self.stops[shard - 1] if shard else 0))
