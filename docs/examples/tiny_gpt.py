@@ -1,14 +1,15 @@
-"""A tiny GPT, and what all examples share: rows of ids in, inputs and targets out."""
+"""A tiny GPT, and what all examples share: windows of ids in, inputs and targets out."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.loader import RaggedBatch
+from pipeline.loader import Windows
 
-LENGTH = 128  # longer rows are cut
+LENGTH = 128  # ids that a window has
 IGNORED = -100  # target of a place that holds no id
 
 
@@ -34,16 +35,20 @@ class TinyGPT(nn.Module):
         return self.logits_DV(self.norm(self.layers(hidden_BTD, mask=mask_TT, is_causal=True)))
 
 
-def inputs_and_targets(rows: RaggedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def view_of(field: str) -> Windows:
+    """Return windows of ``LENGTH`` ids and one more: the last input has a target, too."""
+    return Windows(field, LENGTH, extra=1)
+
+
+def inputs_and_targets(batch: Mapping[str, Any], field: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return int64 [B, T] twice: ids, and the id that follows each, or ``IGNORED``."""
-    ids, mask = rows.padded(0, LENGTH + 1)  # the mask is False behind the end of a row
-    ids = ids.long()
+    ids, mask = batch[field], batch["loss_mask"]  # False behind the end of the data
     return ids[:, :-1], ids[:, 1:].masked_fill(~mask[:, 1:], IGNORED)
 
 
-def loss_of(model: nn.Module, rows: RaggedBatch) -> torch.Tensor:
+def loss_of(model: nn.Module, batch: Mapping[str, Any], field: str) -> torch.Tensor:
     """Return the mean loss of a batch in nats per id."""
-    inputs_BT, targets_BT = inputs_and_targets(rows)
+    inputs_BT, targets_BT = inputs_and_targets(batch, field)
     logits_BTV = model(inputs_BT)
     return functional.cross_entropy(
         logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED
@@ -51,7 +56,7 @@ def loss_of(model: nn.Module, rows: RaggedBatch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[RaggedBatch]) -> float:
+def evaluate(model: nn.Module, batches: Sequence[Mapping[str, Any]], field: str) -> float:
     """Return the mean loss over some batches."""
-    losses = [loss_of(model, rows).item() for rows in batches]
+    losses = [loss_of(model, batch, field).item() for batch in batches]
     return sum(losses) / len(losses)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_gpt import LENGTH, inputs_and_targets
+from tiny_gpt import IGNORED, LENGTH, view_of
 from torch.utils.data import DataLoader
 from transformers import (
     GPT2Config,
@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from pipeline.loader import MixedDataset, Samples, Source, TokenDataset
+from pipeline.loader import MixedDataset, Source, TokenDataset
 
 
 class TokenTrainer(Trainer):
@@ -66,30 +66,29 @@ def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="output folder of a finished run")
-    parser.add_argument("--field", default="caption_tokens", help="ids, of varying length")
+    parser.add_argument("--field", default="caption_tokens", help="of ids")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--checkpoints", type=Path, default=Path("out/train_hf_trainer"))
     args = parser.parse_args()
 
     def collate(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        # The model shifts labels itself and leaves out -100, so they are the ids or -100.
-        inputs_BT, targets_BT = inputs_and_targets(batch[args.field])
-        first_B1 = inputs_BT[:, :1]
-        return {"input_ids": inputs_BT, "labels": torch.cat([first_B1, targets_BT[:, :-1]], dim=1)}
+        ids, mask = batch[args.field], batch["loss_mask"]
+        # The model shifts labels itself and leaves out -100.
+        return {"input_ids": ids, "labels": ids.masked_fill(~mask, IGNORED)}
 
     torch.manual_seed(0)
     # A mixture has no epochs: batches come as long as they are asked for. This one has a single
     # source; more of them would each have their weight.
-    data = MixedDataset([Source(args.url, weight=1, view=Samples([args.field]))], batch_size=8)
-    # The first samples as they are stored; put your held-out data set here.
-    held_out = TokenDataset(args.url, batch_size=8, fields=[args.field], shuffle=False)
+    data = MixedDataset([Source(args.url, weight=1, view=view_of(args.field))], batch_size=8)
+    # The first windows as they are stored; put your held-out data set here.
+    held_out = TokenDataset(args.url, batch_size=8, view=view_of(args.field), shuffle=False)
     test = list(islice(held_out, 8))
 
     vocab_size = data.manifests[0].fields[args.field].vocab_size
     config = GPT2Config(
         vocab_size=vocab_size,
-        n_positions=LENGTH,
+        n_positions=LENGTH + 1,
         n_embd=64,
         n_layer=2,
         n_head=4,

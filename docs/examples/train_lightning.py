@@ -13,10 +13,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_gpt import TinyGPT, evaluate, loss_of
+from tiny_gpt import TinyGPT, evaluate, loss_of, view_of
 from torch.utils.data import DataLoader
 
-from pipeline.loader import MixedDataset, RaggedBatch, Samples, Source, TokenDataset
+from pipeline.loader import MixedDataset, Source, TokenDataset
 
 
 class Training(lightning.LightningModule):
@@ -26,7 +26,7 @@ class Training(lightning.LightningModule):
         super().__init__()
         # A mixture has no epochs: batches come as long as they are asked for. This one has a
         # single source; more of them would each have their weight.
-        self.data = MixedDataset([Source(url, weight=1, view=Samples([field]))], batch_size=8)
+        self.data = MixedDataset([Source(url, weight=1, view=view_of(field))], batch_size=8)
         self.field = field
         self.first_step = 0  # of this process
         vocab_size = self.data.manifests[0].fields[field].vocab_size
@@ -37,9 +37,9 @@ class Training(lightning.LightningModule):
         """Return batches that the data set makes, so batch_size is None here."""
         return DataLoader(self.data, batch_size=None, num_workers=2)
 
-    def training_step(self, batch: dict[str, RaggedBatch]) -> torch.Tensor:
+    def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the loss."""
-        return loss_of(self.model, batch[self.field])
+        return loss_of(self.model, batch, self.field)
 
     def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
         """Leave the batch where it is: this example trains on the CPU."""
@@ -63,7 +63,7 @@ def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="output folder of a finished run")
-    parser.add_argument("--field", default="caption_tokens", help="ids, of varying length")
+    parser.add_argument("--field", default="caption_tokens", help="of ids")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--checkpoints", type=Path, default=Path("out/train_lightning"))
@@ -71,10 +71,12 @@ def main() -> None:
 
     lightning.seed_everything(0)
     training = Training(args.url, args.field)
-    # The first samples as they are stored; put your held-out data set here.
-    held_out = TokenDataset(args.url, batch_size=8, fields=[args.field], shuffle=False)
-    test = [batch[args.field] for batch in islice(held_out, 8)]
-    print(f"untrained: evaluation loss {evaluate(training.model, test):.6f}", flush=True)
+    # The first windows as they are stored; put your held-out data set here.
+    held_out = TokenDataset(args.url, batch_size=8, view=view_of(args.field), shuffle=False)
+    test = list(islice(held_out, 8))
+    print(
+        f"untrained: evaluation loss {evaluate(training.model, test, args.field):.6f}", flush=True
+    )
 
     saving = ModelCheckpoint(args.checkpoints, save_last=True, every_n_train_steps=args.save_every)
     trainer = lightning.Trainer(
@@ -87,7 +89,7 @@ def main() -> None:
     )
     last = args.checkpoints / "last.ckpt"
     trainer.fit(training, ckpt_path=last if last.exists() else None)
-    loss = evaluate(training.model, test)
+    loss = evaluate(training.model, test, args.field)
     print(f"step {trainer.global_step}: evaluation loss {loss:.6f}")
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from tiny_gpt import TinyGPT, evaluate, loss_of
+from tiny_gpt import TinyGPT, evaluate, loss_of, view_of
 from torch.utils.data import DataLoader
 
 from pipeline.loader import TokenDataset
@@ -20,19 +20,19 @@ def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="output folder of a finished run")
-    parser.add_argument("--field", default="caption_tokens", help="ids, of varying length")
+    parser.add_argument("--field", default="caption_tokens", help="of ids")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--checkpoints", type=Path, default=Path("out/train_pytorch"))
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    data = TokenDataset(args.url, batch_size=8, fields=[args.field])
+    data = TokenDataset(args.url, batch_size=8, view=view_of(args.field))
     # batch_size=None: the data set makes the batches. Any number of workers yields the same.
     loader = DataLoader(data, batch_size=None, num_workers=2)
-    # The first samples as they are stored; put your held-out data set here.
-    held_out = TokenDataset(args.url, batch_size=8, fields=[args.field], shuffle=False)
-    test = [batch[args.field] for batch in islice(held_out, 8)]
+    # The first windows as they are stored; put your held-out data set here.
+    held_out = TokenDataset(args.url, batch_size=8, view=view_of(args.field), shuffle=False)
+    test = list(islice(held_out, 8))
 
     vocab_size = data.manifest.fields[args.field].vocab_size
     assert vocab_size is not None, f"{args.field} holds no ids"
@@ -45,12 +45,12 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         data.load_state_dict(saved["data"])
         step = saved["step"]
-    print(f"step {step}: evaluation loss {evaluate(model, test):.6f}", flush=True)
+    print(f"step {step}: evaluation loss {evaluate(model, test, args.field):.6f}", flush=True)
 
     while step < args.steps:
         # The epoch from its beginning, or what is left of it after load_state_dict.
         for num_batches, batch in enumerate(islice(loader, args.steps - step), start=1):
-            loss = loss_of(model, batch[args.field])
+            loss = loss_of(model, batch, args.field)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -66,7 +66,7 @@ def main() -> None:
                 args.checkpoints.mkdir(parents=True, exist_ok=True)
                 torch.save(state, args.checkpoints / f"step-{step:06d}.pt")
         data.set_epoch(data.epoch + 1)
-    print(f"step {step}: evaluation loss {evaluate(model, test):.6f}")
+    print(f"step {step}: evaluation loss {evaluate(model, test, args.field):.6f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from operators.base import FieldSpec, Ragged
 from tests.loader_data import write_data_set
 
 ROOT = Path(__file__).parents[2]
-NUM, VOCAB_SIZE = 70, 32
+NUM, VOCAB_SIZE = 400, 32
 STEPS, SAVED = 24, 13  # an epoch is 9 steps
 LOSS = re.compile(r"(untrained|step \d+): evaluation loss (\d+\.\d+)")
 

@@ -15,9 +15,17 @@ from torch.utils.data import DataLoader
 
 from operators.base import FieldSpec
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError, SetupError
-from pipeline.loader import BlockShuffle, MixedDataset, Samples, Source, TokenDataset
-from pipeline.loader.mixture import _joined
+from pipeline.loader import (
+    BlockShuffle,
+    MixedDataset,
+    Packed,
+    Samples,
+    Source,
+    TokenDataset,
+    Windows,
+)
 from pipeline.loader.proportions import MAX_TOTAL_WEIGHT, Proportions, whole_weights
+from pipeline.loader.view import View
 from tests.loader_data import FIELDS, rows, write_data_set
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -194,22 +202,27 @@ def test_manifests_and_the_batch_of_one_source(web: str, books: str) -> None:
     assert batch["source"].dtype == torch.int64
 
 
-def test_boundaries_are_those_of_the_whole_batch() -> None:
-    first = {
-        "position_ids": np.array([[0, 1, 0, 1], [0, 0, 1, 2]]),
-        "cu_seqlens": np.array([0, 2, 4, 5, 8], np.int32),
-        "max_seqlen": 3,
-    }
-    second = {
-        "position_ids": np.array([[0, 1, 2, 3]]),
-        "cu_seqlens": np.array([0, 4], np.int32),
-        "max_seqlen": 4,
-    }
-    joined = _joined([first, second], [np.array([0, 2]), np.array([1])])
-    assert joined["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 2, 3], [0, 0, 1, 2]]
-    assert joined["cu_seqlens"].tolist() == [0, 2, 4, 8, 9, 12]
-    assert joined["cu_seqlens"].dtype == np.int32
-    assert joined["max_seqlen"] == 4
+@pytest.mark.parametrize("view", [Windows("text", 16, boundaries=True), Packed("text", 24)])
+def test_boundaries_are_those_of_the_whole_batch(
+    web: str, books: str, tmp_path: Path, view: View
+) -> None:
+    """They are of all items together, so those of the sources cannot just be joined."""
+    sources = [Source(web, epochs=1, view=view), Source(books, epochs=2, view=view)]
+    data = mixture(*sources, cache_dir=tmp_path)
+    want: dict[bytes, bytes] = {}  # ids of an item -> where its samples begin
+    for url in (web, books):
+        for one in TokenDataset(url, batch_size=1, view=view, cache_dir=tmp_path):
+            want[one["text"].numpy().tobytes()] = one["cu_seqlens"].numpy().tobytes()
+    num_items = 0
+    for batch in data:
+        ids, bounds = batch["text"].numpy(), batch["cu_seqlens"].numpy()
+        length = ids.shape[1]
+        num_items += len(ids)
+        for i, row in enumerate(ids):
+            own = bounds[(bounds >= i * length) & (bounds <= (i + 1) * length)] - i * length
+            assert own.astype(bounds.dtype).tobytes() == want[row.tobytes()]
+        assert batch["max_seqlen"] == np.diff(bounds).max()
+    assert num_items == data.num_positions
 
 
 # Workers
