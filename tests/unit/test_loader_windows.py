@@ -20,7 +20,7 @@ from pipeline.errors import (
     IntegrityError,
     SetupError,
 )
-from pipeline.loader import Packed, TokenDataset, Windows, token_stream
+from pipeline.loader import Packed, TokenDataset, Windows, shard_maps, token_stream
 from pipeline.loader.shard_maps import ShardMaps
 from pipeline.manifest import INDEX, MANIFEST
 from tests.loader_data import rows, write_data_set
@@ -114,7 +114,7 @@ def test_few_shards_and_batches_are_kept_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, boundaries: bool
 ) -> None:
     """A window may need more of them at once than are kept."""
-    monkeypatch.setattr(token_stream, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(shard_maps, "OPEN_SHARDS", 2)
     monkeypatch.setattr(token_stream, "DECODED_BATCHES", 1)
     corpus = Corpus(
         [1] * 40, partitions=4, batch_bytes=1, shard_per_batch=True, compression=compression
