@@ -356,6 +356,11 @@ def test_unknown_uneven_end_is_refused(data_set: str) -> None:
         TokenDataset(data_set, batch_size=4, uneven="wrap")  # type: ignore[arg-type]
 
 
+def test_unknown_shuffle_is_refused(data_set: str) -> None:
+    with pytest.raises(ContractError, match="shuffle='block', expected True, False or a Block"):
+        TokenDataset(data_set, batch_size=4, shuffle="block")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("argument", ["streams", "block_items"])
 def test_impossible_blocks_are_refused(argument: str) -> None:
     with pytest.raises(ContractError, match=f"BlockShuffle: {argument}=0, expected 1 or more"):
