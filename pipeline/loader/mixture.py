@@ -163,6 +163,11 @@ class MixedDataset(BatchDataset):
             uneven=uneven,
             dtypes=dtypes,
         )
+        if not isinstance(shuffle, bool | BlockShuffle):
+            raise ContractError(
+                f"shuffle={shuffle!r}, expected True, False or a BlockShuffle",
+                hint="shuffle=BlockShuffle(streams=8, block_items=8192), for example",
+            )
         kinds = {source.share[0] == "weight" for source in sources}
         if len(kinds) != 1:
             raise ContractError(

@@ -404,6 +404,8 @@ def test_wrong_source(source: Source, match: str) -> None:
 
 
 def test_wrong_mixtures(web: str, books: str) -> None:
+    with pytest.raises(ContractError, match="shuffle='blocks', expected True, False or"):
+        mixture(Source(web, weight=1), shuffle="blocks")
     with pytest.raises(ContractError, match="no source"):
         mixture()
     with pytest.raises(ContractError, match="weights and budgets together"):
