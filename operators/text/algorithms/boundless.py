@@ -309,7 +309,7 @@ def _one_pass_model(lines: _Lines) -> BoundlessModel:
             f"it deletes {len(super_deletions)} tokens across words, which its authors' program "
             "cannot do either"
         )
-    indices = sorted(row[0] for row in (*merges, *deletions, *supers))
+    indices = sorted([row[0] for row in merges + supers] + [i for i, _ in deletions])
     if indices != list(range(len(indices))):
         wrong = next(i for i, index in enumerate(indices) if i != index)
         raise ValueError(
