@@ -1,28 +1,36 @@
 """Rows of memory-mapped Arrow IPC shards, by their number in the data set."""
 
-import json
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from operators.base import Column, FieldSpec, Ragged
-from pipeline.errors import IntegrityError
 from pipeline.loader.files import ShardFiles
+from pipeline.loader.shard_maps import DECODED_BATCHES, OPEN_SHARDS, MappedShard, ShardMaps
 from pipeline.manifest import DataSet
-
-OPEN_SHARDS = 1024
-"""Shards kept mapped. A map holds address space and about 30 KB of views, no file handle."""
-
-DECODED_BATCHES = 4
-"""Record batches of compressed shards kept decoded, about 32 MiB each."""
 
 Index = slice | np.ndarray
 """Positions of rows: a slice where they are consecutive, so that numpy copies them at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How much of the rows of a field is read.
+
+    Attributes:
+        lengths: Positions from the first; one number for all rows, or int64 [B] of one for each,
+            which makes the column ragged. Rows that are ragged already may be shorter.
+        axis: Of a row, along which positions stand; 0 where rows differ.
+    """
+
+    lengths: int | np.ndarray
+    axis: int = 0
 
 
 class ShardReader:
@@ -42,11 +50,9 @@ class ShardReader:
         self, data_set: DataSet, fields: Mapping[str, FieldSpec], files: ShardFiles
     ) -> None:
         self._fields = dict(fields)
-        self._files = files
-        self._manifest = data_set.manifest
-        self._partitions = data_set.shards["partition"].to_numpy()
-        self._stops: list[int] = np.cumsum(data_set.shards["num_samples"].to_numpy()).tolist()
-        self._open: _Recent[_MappedShard] = _Recent(OPEN_SHARDS)
+        self._maps = ShardMaps(data_set, fields, files)
+        self._stops: list[int] = self._maps.stops.tolist()
+        self._open: _Recent[MappedShard] = _Recent(OPEN_SHARDS)
         self._decoded: _Recent[Mapping[str, Column]] = _Recent(DECODED_BATCHES)
 
     @property
@@ -57,13 +63,16 @@ class ShardReader:
     @property
     def stops(self) -> np.ndarray:
         """int64 [S], one past the last row of each shard."""
-        return np.array(self._stops, np.int64)
+        return self._maps.stops
 
-    def read(self, rows: np.ndarray) -> dict[str, Column]:
+    def read(
+        self, rows: np.ndarray, cuts: Mapping[str, Cut] = MappingProxyType({})
+    ) -> dict[str, Column]:
         """Return some rows, in the given order.
 
         Args:
-            rows: int64 [B], different rows.
+            rows: int64 [B]; a row may be there more than once.
+            cuts: Numeric field -> how much of it is read, where it is not all.
 
         Returns:
             Field -> B rows: numpy [B, *shape], ``Ragged``, or a list of str or bytes. Nothing in
@@ -73,7 +82,10 @@ class ShardReader:
             IntegrityError: a shard is not what the index says, or not an Arrow file.
         """
         pieces = list(self._pieces(rows))
-        return {name: _gather(name, spec, pieces, len(rows)) for name, spec in self._fields.items()}
+        return {
+            name: _gather(name, spec, pieces, len(rows), cuts.get(name))
+            for name, spec in self._fields.items()
+        }
 
     def _pieces(self, rows: np.ndarray) -> Iterator["_Piece"]:
         """Group the rows by the record batch that holds them."""
@@ -85,7 +97,8 @@ class ShardReader:
             first, end, columns = self._record_batch(numbers[start])
             stop = bisect_left(numbers, end, start)
             local = slice(numbers[start] - first, numbers[stop - 1] - first + 1)
-            is_run = local.stop - local.start == stop - start
+            # Only what rises strictly: in any other order a row may be there twice.
+            is_run = order is None and local.stop - local.start == stop - start
             places = slice(start, stop) if order is None else order[start:stop]
             yield places, local if is_run else ordered[start:stop] - first, columns
             start = stop
@@ -93,151 +106,72 @@ class ShardReader:
     def _record_batch(self, row: int) -> tuple[int, int, Mapping[str, Column]]:
         """Return the first row, the stop and the columns of the record batch that holds a row."""
         number = bisect_right(self._stops, row)
-        shard = self._open.get(number, self._map, number)
+        shard = self._open.get(number, self._maps.open, number)
         base = self._stops[number] - shard.num_samples
         batch = bisect_right(shard.stops, row - base)
         columns = shard.mapped.get(batch)
         if columns is None:
-            with _integrity_errors(self._files.uri(number)):
-                columns = self._decoded.get((number, batch), shard.decode, batch)
+            columns = self._decoded.get((number, batch), shard.decode, batch)
         stop = base + shard.stops[batch]
         return base + (shard.stops[batch - 1] if batch else 0), stop, columns
-
-    def _map(self, number: int) -> "_MappedShard":
-        expected = self._stops[number] - (self._stops[number - 1] if number else 0)
-        path, uri = str(self._files.path(number)), self._files.uri(number)
-        with _integrity_errors(uri):
-            shard = _MappedShard(path, self._fields)
-        fingerprint = self._manifest.fingerprint_of(self._partitions[number])
-        if shard.fingerprint != fingerprint:
-            raise IntegrityError(
-                f"{uri}: fingerprint {shard.fingerprint[:12]}, the manifest says "
-                f"{fingerprint[:12]}",
-                hint="the folder mixes two data sets; copy the right one whole",
-            )
-        if shard.num_samples != expected:
-            raise IntegrityError(
-                f"{uri}: {shard.num_samples:,} samples, the index says {expected:,}",
-                hint=_VERIFY,
-            )
-        return shard
-
-
-_VERIFY = "the bytes changed after the commit; verify=True checks the hash of every shard"
-
-
-@contextmanager
-def _integrity_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{uri}: not a shard ({error})", hint=_VERIFY) from None
 
 
 _Piece = tuple[Index, Index, Mapping[str, Column]]  # places in the batch, rows, their columns
 
 
-class _MappedShard:
-    """One memory-mapped shard.
-
-    Attributes:
-        stops: One past the last row of each record batch.
-        mapped: Record batch -> columns; of a compressed shard none, they are decoded on demand.
-    """
-
-    def __init__(self, path: str, fields: Mapping[str, FieldSpec]) -> None:
-        self._fields = fields
-        with pa.memory_map(path) as file:
-            # The buffer keeps the map when the file is closed: maps are many, handles are few.
-            self._buffer = file.read_buffer()
-        reader = self._reader()
-        self.fingerprint: str = json.loads(reader.schema.metadata[b"tokenmill"])["fingerprint"]
-        self._positions = [_position(reader.schema, name) for name in fields]
-        self.mapped: dict[int, Mapping[str, Column]] = {}
-        numbers = range(reader.num_record_batches)
-        if self._is_mapped(reader.get_batch(0)):
-            batches = [reader.get_batch(i) for i in numbers]
-            self.mapped = {i: self._columns(batches[i]) for i in numbers}
-            sizes = [batch.num_rows for batch in batches]
-        else:
-            keys = self._reader([0])  # to count rows, decode no more than the keys
-            sizes = [keys.get_batch(i).num_rows for i in numbers]
-        self.stops: list[int] = np.cumsum(sizes).tolist()
-
-    @property
-    def num_samples(self) -> int:
-        return self.stops[-1]
-
-    def decode(self, batch: int) -> Mapping[str, Column]:
-        return self._columns(self._reader(self._positions).get_batch(batch))
-
-    def _columns(self, batch: pa.RecordBatch) -> Mapping[str, Column]:
-        return {name: _column(batch[name], spec) for name, spec in self._fields.items()}
-
-    def _reader(self, positions: Sequence[int] = ()) -> pa.RecordBatchFileReader:
-        """Return a reader of some fields, which copies; or of all, which does not."""
-        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=list(positions))
-        return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
-
-    def _is_mapped(self, batch: pa.RecordBatch) -> bool:
-        start, stop = self._buffer.address, self._buffer.address + self._buffer.size
-        buffers = [buffer for column in batch.columns for buffer in column.buffers()]
-        return all(start <= b.address < stop for b in buffers if b is not None and b.size)
-
-
-def _position(schema: pa.Schema, name: str) -> int:
-    position: int = schema.get_field_index(name)
-    if position < 0:
-        raise KeyError(f"no field {name!r}")
-    return position
-
-
-def _column(array: pa.Array, spec: FieldSpec) -> Column:
-    """Return an Arrow column as numpy views: [N, *shape], or Ragged with int32 offsets."""
-    if not spec.is_numeric:
-        return array
-    if spec.is_ragged:
-        return Ragged(_flat(array.values, spec.shape[1:]), array.offsets.to_numpy())
-    return _flat(array, spec.shape)
-
-
-def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:
-    while pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
-    is_bit = pa.types.is_boolean(array.type)
-    values: np.ndarray = array.to_numpy(zero_copy_only=not is_bit)
-    return values.reshape(-1, *(n or 0 for n in shape))
-
-
-def _gather(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_rows: int) -> Column:
+def _gather(
+    name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_rows: int, cut: Cut | None
+) -> Column:
     """Join the rows of one field."""
     if not spec.is_numeric:
         return _gather_objects(name, pieces, num_rows)
-    if spec.is_ragged:
-        return _gather_ragged(name, spec, pieces, num_rows)
-    out = np.empty((num_rows, *(n or 0 for n in spec.shape)), spec.dtype)
+    if spec.is_ragged or (cut is not None and isinstance(cut.lengths, np.ndarray)):
+        return _gather_ragged(name, spec, pieces, num_rows, None if cut is None else cut.lengths)
+    shape = [n or 0 for n in spec.shape]
+    part: tuple[slice, ...] = ()
+    if cut is not None:
+        shape[cut.axis] = int(cut.lengths)
+        part = (*[slice(None)] * cut.axis, slice(shape[cut.axis]))
+    out = np.empty((num_rows, *shape), spec.dtype)
     for places, rows, columns in pieces:
-        out[places] = columns[name][rows]
+        out[places] = columns[name][(rows, *part)]
     return out
 
 
-def _gather_ragged(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_rows: int) -> Ragged:
+def _gather_ragged(
+    name: str,
+    spec: FieldSpec,
+    pieces: Sequence[_Piece],
+    num_rows: int,
+    most: int | np.ndarray | None,
+) -> Ragged:
     offsets = np.zeros(num_rows + 1, np.int64)
     lengths = offsets[1:]
     parts: list[np.ndarray] = [np.empty((0, *(n or 0 for n in spec.shape[1:])), spec.dtype)]
     parts *= num_rows + 1  # concatenate wants at least one
     for places, rows, columns in pieces:
-        column: Ragged = columns[name]
-        starts, stops = column.offsets[:-1][rows], column.offsets[1:][rows]
+        values, starts, stops = _bounds(columns[name], rows)
+        if most is not None:
+            kept = most if isinstance(most, int) else most[places]
+            stops = np.minimum(stops, starts + kept)
         lengths[places] = stops - starts
-        if isinstance(places, slice) and isinstance(rows, slice):
-            parts[places.start] = column.values[starts[0] : stops[-1]]
+        if most is None and isinstance(places, slice) and isinstance(rows, slice):
+            parts[places.start] = values[starts[0] : stops[-1]]
             continue
         bounds = zip(starts.tolist(), stops.tolist(), strict=True)
         for place, (start, stop) in zip(_numbers(places), bounds, strict=True):
-            parts[place] = column.values[start:stop]
+            parts[place] = values[start:stop]
     np.cumsum(lengths, out=lengths)
     return Ragged(np.concatenate(parts), offsets)
+
+
+def _bounds(column: np.ndarray | Ragged, rows: Index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the values of all rows in one array, and where some rows begin and end in it."""
+    if isinstance(column, Ragged):
+        return column.values, column.offsets[:-1][rows], column.offsets[1:][rows]
+    length = column.shape[1]
+    starts = np.asarray(_numbers(rows), np.int64) * length
+    return column.reshape(-1, *column.shape[2:]), starts, starts + length
 
 
 def _gather_objects(name: str, pieces: Sequence[_Piece], num_rows: int) -> list[str | bytes]:
