@@ -25,9 +25,9 @@ from pipeline.spec import (
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline import runner
     from pipeline import verify as checks
     from pipeline.manifest import DataSet
+    from pipeline.protocols import Listener
     from pipeline.report.codebook import CodebookReport
 
 app = typer.Typer(
@@ -143,13 +143,13 @@ def _run(
 
 
 @contextmanager
-def _listeners(name: str, engine: str) -> "Iterator[runner.Listener]":
+def _listeners(name: str, engine: str) -> "Iterator[Listener]":
     """Give what shows and records a run while it goes on."""
     from pipeline import runner
     from pipeline.report.live import LiveView
 
     with ExitStack() as stack:
-        listeners: list[runner.Listener] = [stack.enter_context(LiveView(out))]
+        listeners: list[Listener] = [stack.enter_context(LiveView(out))]
         if engine == "ray":
             from pipeline.engines.ray import RayMeter
             from pipeline.report.metrics import RunMetrics
@@ -744,47 +744,37 @@ def export(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that write.", min=1)] = 1,
+    engine: Engine = "ray",
+    address: Address = None,
+    workers: Workers = None,
     allow_random_weights: Annotated[
         bool, typer.Option("--allow-random-weights", help="Export tokens that mean nothing, too.")
     ] = False,
     job: StorageOf = None,
 ) -> None:
     """Write a finished data set in another format. The same command again goes on."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     from pipeline.export import ExportSettings
-    from pipeline.export import export as write_export
+    from pipeline.exporting import export as write_export
     from pipeline.manifest import data_set_folder
     from pipeline.report.tables import size
 
+    _check_engine(engine)
+    asked = _workers(workers)
     folder = target or f"{data_set_folder(output)}-{to}"
     part_bytes = None if file_size is None else round(file_size * 1e9)
     settings = ExportSettings(to, field, part_bytes, allow_random_weights)
-    columns = (TextColumn(f"export to {to}"), BarColumn(), MofNCompleteColumn())
     with StopSignals() as stop:
         try:
-            with Progress(
-                *columns,
-                TimeRemainingColumn(),
-                console=out,
-                transient=True,
-                disable=not out.is_terminal,
-            ) as bar:
-                task = bar.add_task("", total=None)
+            with _listeners(f"export-{to}", engine) as listener:
                 done = write_export(
                     output,
                     folder,
                     settings,
                     storage=_storage(job),
-                    workers=workers,
-                    progress=lambda num, of: bar.update(task, completed=num, total=of),
+                    engine=engine,
+                    address=address,
+                    workers=asked,
+                    listener=listener,
                 )
         except KeyboardInterrupt:
             err.print(STOPPED)

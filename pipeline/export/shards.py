@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +30,6 @@ class ShardRange:
         number: The part's number.
         count: How many parts there are.
         first_row: Number of its first row in the data set.
-        progress: Told how many rows were read, batch by batch.
     """
 
     def __init__(
@@ -42,11 +41,9 @@ class ShardRange:
         number: int,
         count: int,
         first_row: int,
-        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._data_set, self._fields, self._shards = data_set, list(fields), shards
         self.number, self.count, self.first_row = number, count, first_row
-        self._progress = progress
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield record batches.
@@ -78,8 +75,6 @@ class ShardRange:
                 batch = reader.get_batch(number)
                 seen += batch.num_rows
                 yield batch.select(positions)
-                if self._progress is not None:
-                    self._progress(batch.num_rows)
         if seen != num_samples:
             raise ValueError(f"{seen:,} samples, the index says {num_samples:,}")
 
