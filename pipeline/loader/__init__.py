@@ -4,5 +4,6 @@ from pipeline.loader.dataset import TokenDataset
 from pipeline.loader.order import EpochOrder
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
+from pipeline.loader.windows import Windows
 
-__all__ = ["EpochOrder", "RaggedBatch", "Samples", "TokenDataset"]
+__all__ = ["EpochOrder", "RaggedBatch", "Samples", "TokenDataset", "Windows"]

@@ -1,25 +1,17 @@
 """Rows of memory-mapped Arrow IPC shards, by their number in the data set."""
 
-import json
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from operators.base import Column, FieldSpec, Ragged
-from pipeline.errors import IntegrityError
 from pipeline.loader.files import ShardFiles
+from pipeline.loader.shard_maps import DECODED_BATCHES, OPEN_SHARDS, MappedShard, ShardMaps
 from pipeline.manifest import DataSet
-
-OPEN_SHARDS = 1024
-"""Shards kept mapped. A map holds address space and about 30 KB of views, no file handle."""
-
-DECODED_BATCHES = 4
-"""Record batches of compressed shards kept decoded, about 32 MiB each."""
 
 Index = slice | np.ndarray
 """Positions of rows: a slice where they are consecutive, so that numpy copies them at once."""
@@ -42,11 +34,9 @@ class ShardReader:
         self, data_set: DataSet, fields: Mapping[str, FieldSpec], files: ShardFiles
     ) -> None:
         self._fields = dict(fields)
-        self._files = files
-        self._manifest = data_set.manifest
-        self._partitions = data_set.shards["partition"].to_numpy()
-        self._stops: list[int] = np.cumsum(data_set.shards["num_samples"].to_numpy()).tolist()
-        self._open: _Recent[_MappedShard] = _Recent(OPEN_SHARDS)
+        self._maps = ShardMaps(data_set, fields, files)
+        self._stops: list[int] = self._maps.stops.tolist()
+        self._open: _Recent[MappedShard] = _Recent(OPEN_SHARDS)
         self._decoded: _Recent[Mapping[str, Column]] = _Recent(DECODED_BATCHES)
 
     @property
@@ -57,7 +47,7 @@ class ShardReader:
     @property
     def stops(self) -> np.ndarray:
         """int64 [S], one past the last row of each shard."""
-        return np.array(self._stops, np.int64)
+        return self._maps.stops
 
     def read(self, rows: np.ndarray) -> dict[str, Column]:
         """Return some rows, in the given order.
@@ -93,120 +83,17 @@ class ShardReader:
     def _record_batch(self, row: int) -> tuple[int, int, Mapping[str, Column]]:
         """Return the first row, the stop and the columns of the record batch that holds a row."""
         number = bisect_right(self._stops, row)
-        shard = self._open.get(number, self._map, number)
+        shard = self._open.get(number, self._maps.open, number)
         base = self._stops[number] - shard.num_samples
         batch = bisect_right(shard.stops, row - base)
         columns = shard.mapped.get(batch)
         if columns is None:
-            with _integrity_errors(self._files.uri(number)):
-                columns = self._decoded.get((number, batch), shard.decode, batch)
+            columns = self._decoded.get((number, batch), shard.decode, batch)
         stop = base + shard.stops[batch]
         return base + (shard.stops[batch - 1] if batch else 0), stop, columns
 
-    def _map(self, number: int) -> "_MappedShard":
-        expected = self._stops[number] - (self._stops[number - 1] if number else 0)
-        path, uri = str(self._files.path(number)), self._files.uri(number)
-        with _integrity_errors(uri):
-            shard = _MappedShard(path, self._fields)
-        fingerprint = self._manifest.fingerprint_of(self._partitions[number])
-        if shard.fingerprint != fingerprint:
-            raise IntegrityError(
-                f"{uri}: fingerprint {shard.fingerprint[:12]}, the manifest says "
-                f"{fingerprint[:12]}",
-                hint="the folder mixes two data sets; copy the right one whole",
-            )
-        if shard.num_samples != expected:
-            raise IntegrityError(
-                f"{uri}: {shard.num_samples:,} samples, the index says {expected:,}",
-                hint=_VERIFY,
-            )
-        return shard
-
-
-_VERIFY = "the bytes changed after the commit; verify=True checks the hash of every shard"
-
-
-@contextmanager
-def _integrity_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{uri}: not a shard ({error})", hint=_VERIFY) from None
-
 
 _Piece = tuple[Index, Index, Mapping[str, Column]]  # places in the batch, rows, their columns
-
-
-class _MappedShard:
-    """One memory-mapped shard.
-
-    Attributes:
-        stops: One past the last row of each record batch.
-        mapped: Record batch -> columns; of a compressed shard none, they are decoded on demand.
-    """
-
-    def __init__(self, path: str, fields: Mapping[str, FieldSpec]) -> None:
-        self._fields = fields
-        with pa.memory_map(path) as file:
-            # The buffer keeps the map when the file is closed: maps are many, handles are few.
-            self._buffer = file.read_buffer()
-        reader = self._reader()
-        self.fingerprint: str = json.loads(reader.schema.metadata[b"tokenmill"])["fingerprint"]
-        self._positions = [_position(reader.schema, name) for name in fields]
-        self.mapped: dict[int, Mapping[str, Column]] = {}
-        numbers = range(reader.num_record_batches)
-        if self._is_mapped(reader.get_batch(0)):
-            batches = [reader.get_batch(i) for i in numbers]
-            self.mapped = {i: self._columns(batches[i]) for i in numbers}
-            sizes = [batch.num_rows for batch in batches]
-        else:
-            keys = self._reader([0])  # to count rows, decode no more than the keys
-            sizes = [keys.get_batch(i).num_rows for i in numbers]
-        self.stops: list[int] = np.cumsum(sizes).tolist()
-
-    @property
-    def num_samples(self) -> int:
-        return self.stops[-1]
-
-    def decode(self, batch: int) -> Mapping[str, Column]:
-        return self._columns(self._reader(self._positions).get_batch(batch))
-
-    def _columns(self, batch: pa.RecordBatch) -> Mapping[str, Column]:
-        return {name: _column(batch[name], spec) for name, spec in self._fields.items()}
-
-    def _reader(self, positions: Sequence[int] = ()) -> pa.RecordBatchFileReader:
-        """Return a reader of some fields, which copies; or of all, which does not."""
-        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=list(positions))
-        return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
-
-    def _is_mapped(self, batch: pa.RecordBatch) -> bool:
-        start, stop = self._buffer.address, self._buffer.address + self._buffer.size
-        buffers = [buffer for column in batch.columns for buffer in column.buffers()]
-        return all(start <= b.address < stop for b in buffers if b is not None and b.size)
-
-
-def _position(schema: pa.Schema, name: str) -> int:
-    position: int = schema.get_field_index(name)
-    if position < 0:
-        raise KeyError(f"no field {name!r}")
-    return position
-
-
-def _column(array: pa.Array, spec: FieldSpec) -> Column:
-    """Return an Arrow column as numpy views: [N, *shape], or Ragged with int32 offsets."""
-    if not spec.is_numeric:
-        return array
-    if spec.is_ragged:
-        return Ragged(_flat(array.values, spec.shape[1:]), array.offsets.to_numpy())
-    return _flat(array, spec.shape)
-
-
-def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:
-    while pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
-    is_bit = pa.types.is_boolean(array.type)
-    values: np.ndarray = array.to_numpy(zero_copy_only=not is_bit)
-    return values.reshape(-1, *(n or 0 for n in shape))
 
 
 def _gather(name: str, spec: FieldSpec, pieces: Sequence[_Piece], num_rows: int) -> Column:

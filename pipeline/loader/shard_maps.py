@@ -1,0 +1,163 @@
+"""Shards as memory maps: checked against manifest and index, columns as numpy views."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+
+from operators.base import Column, FieldSpec, Ragged
+from pipeline.errors import IntegrityError
+from pipeline.loader.files import ShardFiles
+from pipeline.manifest import DataSet
+
+OPEN_SHARDS = 1024
+"""Shards kept mapped. A map holds address space and about 30 KB of views, no file handle."""
+
+DECODED_BATCHES = 4
+"""Record batches of compressed shards kept decoded, about 32 MiB each."""
+
+CHANGED = "the bytes changed after the commit; verify=True checks the hash of every shard"
+
+
+class ShardMaps:
+    """Opens shards by their row in the index; nothing is opened before it is asked for.
+
+    Args:
+        data_set: The data set.
+        fields: Field -> spec of what to read.
+        files: Where the shards are on this machine.
+
+    Attributes:
+        stops: int64 [S], one past the last row of each shard.
+    """
+
+    def __init__(
+        self, data_set: DataSet, fields: Mapping[str, FieldSpec], files: ShardFiles
+    ) -> None:
+        self._fields = dict(fields)
+        self._files = files
+        self._manifest = data_set.manifest
+        self._partitions = data_set.shards["partition"].to_numpy()
+        self._num_samples = data_set.shards["num_samples"].to_numpy()
+        self.stops: np.ndarray = np.cumsum(self._num_samples, dtype=np.int64)
+
+    def open(self, number: int) -> "MappedShard":
+        """Map a shard.
+
+        Raises:
+            IntegrityError: it is not what the index says, or not an Arrow file.
+        """
+        expected = int(self._num_samples[number])
+        path, uri = str(self._files.path(number)), self._files.uri(number)
+        with _integrity_errors(uri):
+            shard = MappedShard(path, uri, self._fields)
+        fingerprint = self._manifest.fingerprint_of(int(self._partitions[number]))
+        if shard.fingerprint != fingerprint:
+            raise IntegrityError(
+                f"{uri}: fingerprint {shard.fingerprint[:12]}, the manifest says "
+                f"{fingerprint[:12]}",
+                hint="the folder mixes two data sets; copy the right one whole",
+            )
+        if shard.num_samples != expected:
+            raise IntegrityError(
+                f"{uri}: {shard.num_samples:,} samples, the index says {expected:,}",
+                hint=CHANGED,
+            )
+        return shard
+
+
+class MappedShard:
+    """One memory-mapped shard.
+
+    Attributes:
+        uri: Its address, for messages.
+        fingerprint: Of the run that wrote it.
+        stops: One past the last row of each record batch.
+        mapped: Record batch -> columns; of a compressed shard none, they are decoded on demand.
+    """
+
+    def __init__(self, path: str, uri: str, fields: Mapping[str, FieldSpec]) -> None:
+        self.uri = uri
+        self._fields = fields
+        with pa.memory_map(path) as file:
+            # The buffer keeps the map when the file is closed: maps are many, handles are few.
+            self._buffer = file.read_buffer()
+        reader = self._reader()
+        self.fingerprint: str = json.loads(reader.schema.metadata[b"tokenmill"])["fingerprint"]
+        self._positions = [_position(reader.schema, name) for name in fields]
+        self.mapped: dict[int, Mapping[str, Column]] = {}
+        numbers = range(reader.num_record_batches)
+        if self._is_mapped(reader.get_batch(0)):
+            batches = [reader.get_batch(i) for i in numbers]
+            self.mapped = {i: self._columns(batches[i]) for i in numbers}
+            sizes = [batch.num_rows for batch in batches]
+        else:
+            keys = self._reader([0])  # to count rows, decode no more than the keys
+            sizes = [keys.get_batch(i).num_rows for i in numbers]
+        self.stops: list[int] = np.cumsum(sizes).tolist()
+
+    @property
+    def num_samples(self) -> int:
+        """Its rows."""
+        return self.stops[-1]
+
+    def decode(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a record batch of a compressed shard.
+
+        Raises:
+            IntegrityError: the bytes cannot be decoded.
+        """
+        with _integrity_errors(self.uri):
+            return self._columns(self._reader(self._positions).get_batch(batch))
+
+    def columns(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a record batch: views of the map, or decoded."""
+        mapped = self.mapped.get(batch)
+        return self.decode(batch) if mapped is None else mapped
+
+    def _columns(self, batch: pa.RecordBatch) -> Mapping[str, Column]:
+        return {name: _column(batch[name], spec) for name, spec in self._fields.items()}
+
+    def _reader(self, positions: Sequence[int] = ()) -> pa.RecordBatchFileReader:
+        """Return a reader of some fields, which copies; or of all, which does not."""
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=list(positions))
+        return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
+
+    def _is_mapped(self, batch: pa.RecordBatch) -> bool:
+        start, stop = self._buffer.address, self._buffer.address + self._buffer.size
+        buffers = [buffer for column in batch.columns for buffer in column.buffers()]
+        return all(start <= b.address < stop for b in buffers if b is not None and b.size)
+
+
+def _position(schema: pa.Schema, name: str) -> int:
+    position: int = schema.get_field_index(name)
+    if position < 0:
+        raise KeyError(f"no field {name!r}")
+    return position
+
+
+def _column(array: pa.Array, spec: FieldSpec) -> Column:
+    """Return an Arrow column as numpy views: [N, *shape], or Ragged with int32 offsets."""
+    if not spec.is_numeric:
+        return array
+    if spec.is_ragged:
+        return Ragged(_flat(array.values, spec.shape[1:]), array.offsets.to_numpy())
+    return _flat(array, spec.shape)
+
+
+def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:
+    while pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    is_bit = pa.types.is_boolean(array.type)
+    values: np.ndarray = array.to_numpy(zero_copy_only=not is_bit)
+    return values.reshape(-1, *(n or 0 for n in shape))
+
+
+@contextmanager
+def _integrity_errors(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{uri}: not a shard ({error})", hint=CHANGED) from None
