@@ -787,6 +787,71 @@ def export(
     )
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="megatron: a .bin, its path without the ending, or a folder of such. mds: the "
+            "folder of index.json.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[str, typer.Argument(help="Folder of the data set.", show_default=False)],
+    source_format: Annotated[
+        str, typer.Option("--from", help="megatron or mds.", metavar="FORMAT", show_default=False)
+    ],
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="All ids lie below it, which is checked.", min=1, show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="A tokenizer.json, for its vocabulary's size.", show_default=False),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="What the ids are called (megatron; by default ids), or are called in the source "
+            "(mds).",
+            show_default=False,
+        ),
+    ] = None,
+    job: StorageOf = None,
+) -> None:
+    """Make a data set of what another training stack wrote, in place where that can be."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pipeline.imports import ImportSettings, import_data_set
+    from pipeline.report.tables import size
+
+    settings = ImportSettings(source_format, vocab_size, tokenizer, field)
+    columns = (TextColumn(f"import {source_format}"), BarColumn(), DownloadColumn())
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=out, transient=True, disable=not out.is_terminal
+    )
+    with StopSignals() as stop:
+        try:
+            with bar:
+                task = bar.add_task("", total=None)
+                done = import_data_set(
+                    source,
+                    output,
+                    settings,
+                    storage=_storage(job),
+                    progress=lambda num, of: bar.update(task, completed=num, total=of),
+                )
+        except KeyboardInterrupt:
+            err.print("stopped; run the same command again")
+            raise typer.Exit(stop.code) from None
+    what = "copied into shards" if done.is_copied else "used where they lie"
+    out.print(
+        f"{done.output}: {done.num_samples:,} samples, {done.num_tokens:,} tokens; "
+        f"{done.num_files:,} files, {what}, {size(done.num_bytes)}",
+        soft_wrap=True,
+    )
+
+
 @app.command("sample-data")
 def sample_data(
     folder: Annotated[Path, typer.Argument(help="Where to write it.", show_default=False)],

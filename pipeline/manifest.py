@@ -131,8 +131,8 @@ class DataSet:
     storage: Storage = field(repr=False)
 
     def shard_uri(self, path: str) -> str:
-        """Return the full address of a shard path."""
-        return join(self.uri, path)
+        """Return the full address of a shard path, which may be one: of files used in place."""
+        return path if path.startswith("/") or "://" in path else join(self.uri, path)
 
 
 def open_data_set(uri: str, storage: Storage | None = None) -> DataSet:

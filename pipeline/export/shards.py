@@ -11,6 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError
+from pipeline.flat_shards import Documents, flat_batches, is_flat
 from pipeline.manifest import DataSet
 
 _CHUNK_BYTES = 8 << 20
@@ -53,11 +54,23 @@ class ShardRange:
             IntegrityError: a shard is not what manifest and index say.
         """
         rows = self._data_set.shards.slice(self._shards.start, len(self._shards))
-        for shard in rows.select(["path", "partition", "sha256", "num_samples"]).to_pylist():
+        first_row = self.first_row
+        names = ["path", "partition", "sha256", "num_samples"]
+        for number, shard in zip(self._shards, rows.select(names).to_pylist(), strict=True):
             uri = self._data_set.shard_uri(shard["path"])
             expected = self._data_set.manifest.fingerprint_of(shard["partition"])
             with _checked(self._data_set, uri, shard["sha256"]) as path, _our_errors(uri):
-                yield from self._read(path, expected, shard["num_samples"])
+                if is_flat(self._data_set, number):
+                    yield from self._read_flat(path, number, first_row)
+                else:
+                    yield from self._read(path, expected, shard["num_samples"])
+            first_row += shard["num_samples"]
+
+    def _read_flat(self, path: Path, shard: int, first_row: int) -> Iterator[pa.RecordBatch]:
+        documents = Documents(self._data_set, shard)
+        ((field, spec),) = self._data_set.manifest.fields.items()
+        with path.open("rb") as file:
+            yield from flat_batches(file, documents, self._fields, field, spec, first_row)
 
     def _read(self, path: Path, fingerprint: str, num_samples: int) -> Iterator[pa.RecordBatch]:
         options = pa.ipc.IpcReadOptions(use_threads=False)

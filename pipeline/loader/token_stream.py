@@ -14,7 +14,7 @@ from pipeline.loader.shard_maps import (
     CHANGED,
     DECODED_BATCHES,
     OPEN_SHARDS,
-    MappedShard,
+    OpenShard,
     ShardMaps,
 )
 from pipeline.manifest import DataSet
@@ -258,7 +258,7 @@ class _OpenShard:
     """
 
     number: int
-    shard: MappedShard
+    shard: OpenShard
     bounds: list[int]
 
 
