@@ -28,7 +28,7 @@ ON_RAY = ("--engine", "ray", "--workers", "2")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("export_on_ray")
-    write_data_set(found / "data", rows(PARTS * 1_500), partitions=PARTS)
+    write_data_set(found / "data", rows(PARTS * 1_000), partitions=PARTS)
     export(str(found / "data"), str(found / "whole"), ExportSettings("webdataset", None, 100))
     return found
 
