@@ -583,12 +583,15 @@ def report(
     try:
         summary = RunSummary.from_json(storage.read(join(data_set_folder(output), REPORT)))
     except NotFoundError:
-        raise NotFoundError(
-            f"{output}: no report", hint="the run is not finished; try `pipeline status`"
-        ) from None
-    out.print(stage_table(summary.stages))
-    out.print()
-    out.print(summary_table(summary))
+        if not _is_imported(output, storage):
+            raise NotFoundError(
+                f"{output}: no report", hint="the run is not finished; try `pipeline status`"
+            ) from None
+        out.print(f"{output}: was imported, no run has figures of it")
+    else:
+        out.print(stage_table(summary.stages))
+        out.print()
+        out.print(summary_table(summary))
     if not codebook:
         return
     found = _codebook_report(open_data_set(output, storage))
@@ -879,6 +882,16 @@ def sample_data(
         f"files, {size(data.text_bytes)} of text) in {folder}",
         soft_wrap=True,
     )
+
+
+def _is_imported(output: str, storage: Storage) -> bool:
+    from pipeline.manifest import open_data_set
+    from pipeline.storage import NotFoundError
+
+    try:
+        return open_data_set(output, storage).manifest.is_imported
+    except NotFoundError:
+        return False
 
 
 def _verify(

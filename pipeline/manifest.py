@@ -68,6 +68,11 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     retries: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def is_imported(self) -> bool:
+        """True when no run made the data set but an import of foreign files."""
+        return "import" in self.recipe
+
     def fingerprint_of(self, partition: int) -> str:
         """Return the fingerprint of the run, or of the retry, that a partition belongs to."""
         for retry in self.retries:

@@ -85,7 +85,7 @@ def verify(uri: str, storage: Storage, *, golden: bool = True) -> Iterator[Findi
         yield Finding(check, error.message, redo=())
         return
     yield Finding(check)
-    is_imported = "import" in data.manifest.recipe  # nothing was planned, and no repair helps
+    is_imported = data.manifest.is_imported  # nothing was planned, and no repair helps
     redo: tuple[int, ...] | None = None if is_imported else ()
     yield Finding("counts add up", _totals_problem(data), redo=redo)
     if is_imported:
