@@ -142,6 +142,7 @@ def import_data_set(
     _check_free(storage, output, fingerprint)
     with Lease(storage, output):
         storage.remove(join(output, MANIFEST))
+        _remove_left_over(storage, output)
         index, totals = made.write(fingerprint)
         manifest = Manifest(
             name=name,
@@ -218,6 +219,16 @@ def _check_free(storage: Storage, output: str, fingerprint: str) -> None:
             f"{output}: holds another data set ({found[:32]})",
             hint="choose another folder, or remove this one",
         )
+
+
+def _remove_left_over(storage: Storage, output: str) -> None:
+    """Remove what an import that was killed left half done: the lease says that it is gone."""
+    for folder in ("documents", "shards"):
+        for entry in storage.walk(join(storage.resolve(output), folder)):
+            name = entry.uri.rsplit("/", 1)[-1]
+            if name.startswith(".") and name.endswith(".tmp"):
+                storage.remove(entry.uri)
+    storage.drop_uploads(output)
 
 
 @dataclass(frozen=True, slots=True)
