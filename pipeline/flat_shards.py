@@ -144,14 +144,15 @@ def flat_columns(
 ) -> list[Mapping[str, Ragged]]:
     """Return the ids of a flat file on this machine's disk per batch, as views of a map."""
     kind = np.dtype(spec.dtype).newbyteorder("<")
-    num_ids = Path(path).stat().st_size // kind.itemsize
-    ids = np.memmap(path, kind, "r", shape=num_ids) if num_ids else np.empty(0, kind)
-    plain = np.asarray(ids)
+    ids = np.empty(0, kind)
+    if documents.num_ids:
+        with pa.memory_map(path) as file:  # the buffer keeps the map, no file handle stays open
+            ids = np.frombuffer(file.read_buffer(), kind, documents.num_ids)
     columns: list[Mapping[str, Ragged]] = []
     start = 0
     for offsets in documents.batches:
         stop = start + int(offsets[-1])
-        columns.append({field: Ragged(plain[start:stop], offsets)})
+        columns.append({field: Ragged(ids[start:stop], offsets)})
         start = stop
     return columns
 

@@ -122,6 +122,8 @@ def import_data_set(
         raise SpecError(
             f"--from {settings.source}: no such format", hint=f"choose of {', '.join(SOURCES)}"
         )
+    if settings.field == _KEY:
+        raise SpecError("--field key: that is what a sample is called by", hint="choose another")
     vocab_size, tokenizer = _vocabulary(settings, storage)
     kind = _Megatron if settings.source == "megatron" else _Mds
     made = kind(source, output, settings.field, vocab_size, storage, _Count(progress))

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from operators.base import FieldSpec
+from operators.base import Column, FieldSpec
 from pipeline.errors import ContractError, IntegrityError
 from pipeline.loader.files import ShardFiles
 from pipeline.loader.shard_maps import (
     CHANGED,
     DECODED_BATCHES,
-    OPEN_SHARDS,
     OpenShard,
     ShardMaps,
 )
@@ -89,8 +88,11 @@ class TokenStream:
         self.maps = ShardMaps(data_set, specs, files)
         counts = data_set.shards[f"tokens.{field}"].to_numpy()
         self.stops: np.ndarray = np.cumsum(counts, dtype=np.int64)
+        self._open: dict[int, _OpenShard] = {}
+        self._firsts: list[int] = []  # of the stretches, which are sorted by it
+        self._stretches: list[Stretch] = []
+        self._decoded: list[int] = []  # first tokens of decoded stretches, the oldest first
         self._table: StretchTable | None = None
-        self._forget()
 
     @property
     def num_tokens(self) -> int:
@@ -113,19 +115,36 @@ class TokenStream:
         with_tokens: np.ndarray = found[np.diff(self.stops, prepend=0)[found] > 0]
         return with_tokens
 
-    def copy(self, starts: np.ndarray, out: Sequence[np.ndarray]) -> None:
+    def lengths(self, shard: int) -> np.ndarray:
+        """Return int64 [N]: ids of each sample of a shard. Several threads may call it at once.
+
+        Raises:
+            IntegrityError: the shard is not what the index says.
+        """
+        opened = self.maps.open(shard)
+        batches = range(len(opened.stops))
+        if self.sample_length:
+            found = np.full(opened.num_samples, self.sample_length)
+        else:
+            offsets = [self._offsets(shard, opened.columns(batch)) for batch in batches]
+            found = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
+        with self.maps.reading(shard):
+            self._check_count(shard, int(found.sum()))
+        return found
+
+    def copy(self, starts: Sequence[int], out: Sequence[np.ndarray]) -> None:
         """Copy runs of equally many tokens, and of the values of the other fields.
 
         Args:
-            starts: int64 [B], the first token of each run.
+            starts: B first tokens.
             out: Per field, [B, W]. What lies behind the end of the stream is left as it is.
         """
         num_rows, width = out[0].shape
-        if num_rows > 1 and (starts[1:] - starts[:-1] == width).all():
-            run = [rows.reshape(1, -1) for rows in out]  # neighbours: one copy for all
-            return self._copy_run(int(starts[0]), [rows[0] for rows in run])
+        first = starts[0] if starts else 0
+        if list(starts) == list(range(first, first + num_rows * width, width)):
+            return self._copy_run(first, [rows.reshape(-1) for rows in out])
         firsts, stretches = self._firsts, self._stretches
-        for row, start in enumerate(starts.tolist()):
+        for row, start in enumerate(starts):
             number = bisect_right(firsts, start) - 1
             if number >= 0 and start + width <= stretches[number].stop:
                 local = start - firsts[number]
@@ -147,7 +166,7 @@ class TokenStream:
         shard_number = int(np.searchsorted(self.stops, token, side="right"))
         shard = self._open.get(shard_number)
         if shard is None:
-            if len(self._open) == OPEN_SHARDS:
+            if len(self._open) >= self.maps.max_open:
                 self._forget()
             shard = self._open[shard_number] = self._open_shard(shard_number)
         if not shard.shard.mapped:
@@ -193,15 +212,9 @@ class TokenStream:
         """Return the first stretch of a shard whose end is not known yet."""
         stretch = self._stretch(shard, len(shard.bounds) - 1)
         shard.bounds.append(stretch.stop)
-        is_last = len(shard.bounds) > len(shard.shard.stops)
-        expected = int(self.stops[shard.number])
-        if is_last and stretch.stop != expected:
-            start = shard.bounds[0]
-            raise IntegrityError(
-                f"{shard.shard.uri}: {stretch.stop - start:,} ids in {self._names[0]!r}, the index "
-                f"says {expected - start:,}",
-                hint=CHANGED,
-            )
+        if len(shard.bounds) > len(shard.shard.stops):
+            with self.maps.reading(shard.number):
+                self._check_count(shard.number, stretch.stop - shard.bounds[0])
         return stretch
 
     def _stretch(self, shard: "_OpenShard", batch: int) -> Stretch:
@@ -210,17 +223,37 @@ class TokenStream:
         if self.sample_length:
             flat = tuple(columns[name].reshape(-1) for name in self._names)
             return Stretch(start, start + len(flat[0]), flat, None)
-        offsets = columns[self._names[0]].offsets
-        for name in self._names[1:]:
-            if not np.array_equal(columns[name].offsets, offsets):
-                raise IntegrityError(
-                    f"{shard.shard.uri}: {name!r} has not as many values as {self._names[0]!r} "
-                    f"has ids, in some sample of record batch {batch}",
-                    hint="only fields with a value for every id can be read beside it",
-                )
+        offsets = self._offsets(shard.number, columns)
         inside = slice(int(offsets[0]), int(offsets[-1]))
         values = tuple(columns[name].values[inside] for name in self._names)
         return Stretch(start, start + len(values[0]), values, offsets)
+
+    def _offsets(self, shard: int, columns: Mapping[str, Column]) -> np.ndarray:
+        """Return the offsets of a record batch, which those of all fields must be."""
+        with self.maps.reading(shard):
+            offsets: np.ndarray = columns[self._names[0]].offsets
+            if (offsets[1:] < offsets[:-1]).any():
+                raise IntegrityError(
+                    f"{self.maps.uri(shard)}: the offsets of {self._names[0]!r} do not rise",
+                    hint=CHANGED,
+                )
+            for name in self._names[1:]:
+                if not np.array_equal(columns[name].offsets, offsets):
+                    raise IntegrityError(
+                        f"{self.maps.uri(shard)}: {name!r} has not as many values as "
+                        f"{self._names[0]!r} has ids, in some sample",
+                        hint="only fields with a value for every id can be read beside it",
+                    )
+        return offsets
+
+    def _check_count(self, shard: int, found: int) -> None:
+        expected = int(self.stops[shard] - (self.stops[shard - 1] if shard else 0))
+        if found != expected:
+            raise IntegrityError(
+                f"{self.maps.uri(shard)}: {found:,} ids in {self._names[0]!r}, the index says "
+                f"{expected:,}",
+                hint=CHANGED,
+            )
 
     def _insert(self, stretches: Sequence[Stretch]) -> None:
         """Add neighbouring stretches."""
@@ -236,18 +269,14 @@ class TokenStream:
         self._table = None
 
     def _forget(self) -> None:
-        self._open: dict[int, _OpenShard] = {}
-        self._firsts: list[int] = []  # of the stretches, which are sorted by it
-        self._stretches: list[Stretch] = []
-        self._decoded: list[int] = []  # first tokens of decoded stretches, the oldest first
+        for opened in (self._open, self._firsts, self._stretches, self._decoded):
+            opened.clear()  # in place, so that nobody keeps what was mapped
         self._table = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what refers to maps."""
-        other = object.__new__(TokenStream)
-        other.__dict__.update(self.__dict__)
-        other._forget()
-        return other.__dict__
+        empty: dict[str, Any] = {"_open": {}, "_firsts": [], "_stretches": [], "_decoded": []}
+        return {**self.__dict__, **empty, "_table": None}
 
 
 @dataclass(slots=True)

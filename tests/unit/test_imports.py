@@ -297,12 +297,13 @@ def test_files_that_are_missing_or_cut(tmp_path: Path) -> None:
     ("changes", "error", "says"),
     [
         ({"source": "mosaic"}, SpecError, "--from mosaic: no such format; choose of megatron, mds"),
+        ({"field": "key"}, SpecError, "--field key: that is what a sample is called by"),
         ({"vocab_size": None}, SpecError, "do not say how large the vocabulary is"),
         ({"vocab_size": 5}, ContractError, "text.bin: id 5 at position 4, .* said to be 5"),
         ({"tokenizer": "{}"}, SpecError, "no vocabulary in it"),
         ({"tokenizer": '{"model": {"vocab": ["a", "b"]}}', "vocab_size": 1}, SpecError, "up to 1"),
     ],
-    ids=["format", "no vocabulary", "an id outside", "no tokenizer", "too small"],
+    ids=["format", "key", "no vocabulary", "an id outside", "no tokenizer", "too small"],
 )
 def test_wrong_settings(
     changes: dict[str, Any], error: type[TokenmillError], says: str, tmp_path: Path
