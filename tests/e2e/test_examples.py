@@ -38,7 +38,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train(script: str, *arguments: object) -> list[tuple[str, str]]:
     """Run an example and return its evaluations: when, and the loss as it is printed."""
-    command = [sys.executable, str(ROOT / "docs" / "examples" / script), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

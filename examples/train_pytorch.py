@@ -1,6 +1,6 @@
 """Train a tiny GPT in plain PyTorch: epochs, DataLoader workers, a checkpoint, exact resume.
 
-    python docs/examples/train_pytorch.py out/quickstart --steps 100
+    python examples/train_pytorch.py out/quickstart --steps 100
 
 The same command with more steps goes on after the last batch of the checkpoint.
 """

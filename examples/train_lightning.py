@@ -1,6 +1,6 @@
 """Train a tiny GPT with Lightning, which saves where the data stands in its own checkpoints.
 
-    python docs/examples/train_lightning.py out/quickstart --steps 100
+    python examples/train_lightning.py out/quickstart --steps 100
 
 Needs the extra ``examples``. The same command with more steps goes on after the last batch.
 """

@@ -1,6 +1,6 @@
 """Train a tiny GPT-2 with Hugging Face's Trainer, and resume where its data stood.
 
-    python docs/examples/train_hf_trainer.py out/quickstart --steps 100
+    python examples/train_hf_trainer.py out/quickstart --steps 100
 
 Needs the extra ``examples``. The same command with more steps goes on after the last batch.
 """
