@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,13 @@ main()
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Operators of this test, in this process too."""
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that makes the operators of this test known; they are known here."""
     folder = faulty_operators.announce(tmp_path / "package")
     monkeypatch.syspath_prepend(str(folder))
-    registry.refresh() if hasattr(registry, "refresh") else None
-    return folder
+    registry.all_classes.cache_clear()
+    yield folder
+    registry.all_classes.cache_clear()
 
 
 def job(folder: Path, output: str, **options: Any) -> dict[str, Any]:
@@ -62,9 +64,7 @@ def job(folder: Path, output: str, **options: Any) -> dict[str, Any]:
         write_texts(folder / "in", files=FILES)
     operator = {"name": "doubt", "wrong_in": WRONG, **options}
     shards = {"fields": ["lengths"]}
-    return text_job(
-        f"{folder}/in/*.jsonl", folder / output, operators=[operator], shards=shards
-    )
+    return text_job(f"{folder}/in/*.jsonl", folder / output, operators=[operator], shards=shards)
 
 
 def given(folder: Path) -> dict[str, bytes]:

@@ -62,14 +62,14 @@ class SpotCheck:
     def drawn(self, texts: pa.Array) -> pa.Array:
         """Return one document in every 16 MiB of text: the longer, the likelier.
 
-        They are drawn by a hash of the document's length and four of its bytes.
+        They are drawn by a hash of the document's length and eight of its bytes.
         """
         documents = utf8_bytes(texts)
         if not len(documents.values):
             return texts[:0]
         lengths = documents.lengths
         mixed = lengths.astype(np.uint64)
-        for eighths in (1, 3, 5, 7):  # an empty document has no byte, and is never drawn
+        for eighths in range(8):  # an empty document has no byte, and is never drawn
             at = documents.offsets[:-1] + ((lengths - 1) * eighths >> 3)
             mixed = (mixed ^ documents.values[at]) * _FACTOR
             mixed ^= mixed >> np.uint64(29)
