@@ -57,7 +57,12 @@ from pipeline.spec import JobSpec, RunSpec, WorkerRange
 from pipeline.stages import WorkerTask
 from pipeline.storage import Entry, NotFoundError, Storage, join
 
-LIBRARIES = ("numpy", "pillow", "pyarrow", "torch", "tokenizers", "diffusers", "transformers")
+LIBRARIES = (
+    *("numpy", "numba", "pillow", "pyarrow", "torch", "diffusers", "transformers"),
+    *("tokenizers", "fastokens", "tiktoken", "sentencepiece", "regex"),
+)
+"""What may make bytes. Of these the manifest lists those that are installed."""
+
 _OURS = {
     *("shards", "quarantine", ledger.FOLDER, lease.FOLDER, retries.FOLDER, decisions.FOLDER),
     *(PLAN, JOB, REPORT, MANIFEST, INDEX, CODEBOOK, "preview.png"),

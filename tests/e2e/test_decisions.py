@@ -3,14 +3,16 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from operators import registry
-from pipeline import maintenance
+from pipeline import maintenance, runner
 from pipeline import retry as again
+from pipeline.decisions import Decision, read_decisions, write_decision
 from pipeline.errors import ContractError, FingerprintMismatchError
 from pipeline.runner import prepare, run
 from pipeline.storage import Storage
@@ -134,6 +136,23 @@ def test_a_crash_right_after_the_decision_changes_nothing(tmp_path: Path, packag
     assert again.retry(again.prepare(str(out), Storage()), engine="inline").tried == 0
     decided = again.prepare(str(out), Storage(), parse(job(tmp_path, "out")))
     assert decided.fingerprint == manifest(out)["fingerprint"]
+
+
+@pytest.mark.usefixtures("package")
+def test_a_driver_takes_the_decision_that_another_wrote_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = given(tmp_path)
+
+    def write_after_another(storage: Storage, output: str, decision: Decision) -> None:
+        write_decision(storage, output, replace(decision, found="by another driver"))
+        write_decision(storage, output, decision)
+
+    monkeypatch.setattr(runner, "write_decision", write_after_another)
+    run_inline(job(tmp_path, "out"))
+    check(tmp_path, "out", wanted)
+    (written,) = read_decisions(Storage(), str(tmp_path / "out"))
+    assert written.found == "by another driver"
 
 
 @pytest.mark.usefixtures("package")
