@@ -164,6 +164,9 @@ class _Step(ABC, Generic[ConfigT]):
     thread with batches of the job's ``batch_size``, padded to it, as torch tensors on the device
     that ``setup`` was given."""
 
+    first_rows: ClassVar[int] = 0
+    """How many rows at the beginning of a partition are shown to ``look_at_first``."""
+
     model_files: ModelFiles = DirectFiles()
     """Where to ask for weights, vocabularies and the like. In a job the pipeline sets it right
     after ``__init__``, so ask later. What is asked for on the driver (by ``identity`` at the
@@ -201,6 +204,19 @@ class _Step(ABC, Generic[ConfigT]):
 
         Raises:
             SetupError: weights, an extra or the device are missing.
+        """
+
+    def look_at_first(self, batch: Batch) -> None:
+        """Look at one of the ``first_rows`` of a partition before it is processed (CPU stage).
+
+        Rows that an earlier step took out are not shown. The row's own faults are passed over
+        here: they are told when the step is called on it.
+
+        Args:
+            batch: The fields of ``inputs``, one row.
+
+        Raises:
+            DecisionError: a setting cannot hold for this corpus.
         """
 
     def identity(self) -> Mapping[str, object]:
