@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 
@@ -74,11 +75,14 @@ def reducer(
 _LETTERS = {"cls_attention": "LHN", "attention": "LHNN", "keys": "NHD", "values": "NHD"}
 
 
-def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return random features and signals: attention in rows that sum to one."""
+def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, Any]:
+    """Return random features and signals (attention in rows that sum to one), and keys."""
     random = np.random.default_rng(seed)
-    batch = {}
+    batch: dict[str, Any] = {}
     for name, spec in op.inputs.items():
+        if name == "key":
+            batch[name] = pa.array([f"sample-{i}" for i in range(rows)], pa.large_string())
+            continue
         shape = (rows, *(n or 0 for n in spec.shape))
         values = random.normal(size=shape)
         if "attention" in name:
@@ -91,7 +95,8 @@ def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Ten
 
 def tokens_of(features: torch.Tensor, **signals: torch.Tensor) -> Tokens:
     """Return what ``reduce`` is given, for features [B, N, C] that stand for one token each."""
-    return Tokens(features, torch.ones(features.shape[:2]), **signals)
+    names = tuple(f"sample-{i}" for i in range(len(features)))
+    return Tokens(features, torch.ones(features.shape[:2]), names=names, **signals)
 
 
 def golden(name: str, file: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -103,6 +108,9 @@ def golden(name: str, file: str) -> tuple[dict[str, torch.Tensor], dict[str, tor
     return inputs, outputs
 
 
-def rows_of(batch: Batch, rows: list[int]) -> dict[str, torch.Tensor]:
-    """Return some rows of a batch of tensors."""
-    return {name: column[rows] for name, column in batch.items()}
+def rows_of(batch: Batch, rows: list[int]) -> dict[str, Any]:
+    """Return some rows of a batch of tensors, and of keys."""
+    return {
+        name: column.take(rows) if isinstance(column, pa.Array) else column[rows]
+        for name, column in batch.items()
+    }

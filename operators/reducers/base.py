@@ -10,7 +10,7 @@ layers, H heads, D channels a head.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -79,6 +79,8 @@ class Tokens:
         attention: float32 [B, L, H, N, N].
         keys: [B, N, H, D].
         values: [B, N, H, D].
+        names: What random numbers of each row depend on: the sample's key, and which of its crops
+            it is; only where ``reads_key``.
     """
 
     features: "torch.Tensor"
@@ -88,6 +90,7 @@ class Tokens:
     attention: "torch.Tensor | None" = None
     keys: "torch.Tensor | None" = None
     values: "torch.Tensor | None" = None
+    names: tuple[str, ...] = ()
 
     def without_padding(self, scores: "torch.Tensor") -> "torch.Tensor":
         """Return scores [B, N] so low for padding that it comes last; finite, unlike -inf."""
@@ -110,12 +113,14 @@ class Reduction:
         lengths: int64 [B], rows that count, where some images keep fewer; None is all K.
         index: int64 [B, K]: the token that each output row is a copy of, for methods that select;
             None for those that merge.
+        extra: [B, ...], all of the reducer's ``extras`` that were asked for, and maybe more.
     """
 
     features: "torch.Tensor"
     token_map: "torch.Tensor"
     lengths: "torch.Tensor | None" = None
     index: "torch.Tensor | None" = None
+    extra: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
 
 
 ConfigT = TypeVar("ConfigT", bound=ReducerConfig)
@@ -151,6 +156,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     """How many tokens are left depends on the image."""
     needs_grid: ClassVar[bool] = False
     """Tokens must stand in the encoder's raster order: no reducer may come before."""
+    is_soft: ClassVar[bool] = False
+    """Rows are averages over more tokens than ``token_map`` says, which gives the main one."""
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__(config)
@@ -163,6 +170,25 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     def signals(self) -> tuple[str, ...]:
         """Which of ``SIGNALS`` it reads."""
         return ()
+
+    @property
+    def extras(self) -> Mapping[str, tuple[FieldSpec, str]]:
+        """What it adds when it is asked for: spec of an image (or crop) once bound, what it is."""
+        return {}
+
+    @property
+    def reads_key(self) -> bool:
+        """Whether it draws random numbers."""
+        return False
+
+    @property
+    def joined(self) -> int:
+        """How many crops (frames) that follow one another are reduced as if they were one.
+
+        Where it is not 1, rows of ``features`` are no longer by crop, [*, C], and ``token_map``
+        [V, N] counts them through.
+        """
+        return 1
 
     @abstractmethod
     def num_kept(self, num_tokens: int) -> int:
@@ -191,8 +217,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
     @property
     def offers(self) -> Mapping[str, str]:
-        """Every signal, when an earlier operator gives it."""
-        return {name: about for name, (_, about) in SIGNALS.items()}
+        """Every signal, when an earlier operator gives it, and ``extras``."""
+        return {name: about for name, (_, about) in {**SIGNALS, **self.extras}.items()}
 
     def bind(self, fields: Mapping[str, FieldSpec]) -> None:
         """Take the number of tokens, crops and channels from the job, and check the signals."""
@@ -212,7 +238,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
                 f"{name}: reads tokens in raster order, but an earlier reducer changed it",
                 hint=f"put {name} first",
             )
-        self.num_kept(self._num_tokens)
+        self.num_kept(self._num_joined)
         for signal in self.signals:
             if signal not in fields:
                 continue
@@ -233,7 +259,9 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         shape = (None, None) if features is None else features.shape
         found = {"features": FieldSpec(FLOATS, shape)}
         crops = shape[:-2]
-        for signal in sorted({*self.signals, *self._asked}):
+        if self.reads_key:
+            found["key"] = FieldSpec("string")
+        for signal in sorted({*self.signals, *(self._asked & set(SIGNALS))}):
             spec = SIGNALS[signal][0]
             any_such = replace(spec, shape=(*crops, *spec.shape))
             given = self._given.get(signal)
@@ -251,20 +279,26 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         before = self._given.get("token_map")
         encoded = (*crops, self._num_tokens) if before is None else before.shape
         count = "int16" if math.prod(n or 1 for n in encoded) < 1 << 15 else "int32"
-        left: tuple[int | None, ...] = (*crops, self.num_kept(self._num_tokens))
+        kept = self.num_kept(self._num_joined)
+        left: tuple[int | None, ...] = (*crops, kept)
         if self._is_ragged:
             left = (None,)
+        elif self.joined > 1:
+            left = (crops[0] // self.joined * kept,)
         found = {
             "features": FieldSpec(features.dtype, (*left, channels)),
             "token_map": FieldSpec(count, encoded),
             "sizes": FieldSpec(count, left),
         }
+        for name in sorted(self._asked & set(self.extras)):
+            spec = self.extras[name][0]
+            found[name] = replace(spec, shape=(*crops, *spec.shape))
         for signal in sorted(self._asked):
             spec = self._given.get(signal)
-            if spec is not None and not (crops and self._is_ragged):
+            if spec is not None and self.joined == 1 and not (crops and self._is_ragged):
                 shape = list(spec.shape)
                 for axis in _TOKEN_AXES[signal]:
-                    shape[len(crops) + axis - 1] = self.num_kept(self._num_tokens)
+                    shape[len(crops) + axis - 1] = kept
                 found[signal] = replace(spec, shape=tuple(shape))
         return found
 
@@ -280,7 +314,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
     def metadata(self) -> Mapping[str, object]:
         """What the map is, and from where."""
-        return {"reducer": self.config.name, "paper": self.paper, "tokens": self._num_tokens}
+        about = {"reducer": self.config.name, "paper": self.paper, "tokens": self._num_tokens}
+        return {**about, "soft": True} if self.is_soft else about
 
     def __call__(self, batch: Batch) -> Batch:
         """Reduce a batch; see the class."""
@@ -291,11 +326,16 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         crops: int | np.ndarray | None = None
         if len(self.inputs["features"].shape) == 3:
             crops = features.offsets if isinstance(features, Ragged) else features.shape[1]
-        tokens = self._tokens(batch)
+        if isinstance(crops, int):
+            crops //= self.joined
+        tokens = self._tokens(batch, crops)
         bad = self._not_finite(tokens)
         reduction = self.reduce(_without(tokens, bad))
         columns = self._columns(tokens, reduction, batch, crops)
-        found = {name: _as_rows(column, crops, rows) for name, column in columns.items()}
+        shapes = {name: spec.shape for name, spec in self.outputs.items()}
+        found = {
+            name: _as_rows(column, crops, rows, shapes[name]) for name, column in columns.items()
+        }
         if not bool(bad.any()):
             return found
         errors = {
@@ -325,7 +365,12 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         before = self._given.get("token_map", FieldSpec("int16", (None,))).shape
         return math.prod(n or 0 for n in before)
 
-    def _tokens(self, batch: Batch) -> Tokens:
+    @property
+    def _num_joined(self) -> int:
+        """N of a row of ``Tokens``."""
+        return self._num_tokens * self.joined
+
+    def _tokens(self, batch: Batch, crops: "int | np.ndarray | None") -> Tokens:
         """Return the batch with crops as rows, and rows of different length padded."""
         import torch
 
@@ -341,7 +386,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if "sizes" in self._given:
             sizes = self._flat(batch["sizes"]).float()
         signals = {name: self._flat(batch[name]) for name in self.signals}
-        return Tokens(features, sizes, valid, **signals)
+        names = _names(batch["key"].to_pylist(), crops) if self.reads_key else ()
+        return Tokens(features, sizes, valid, names=names, **signals)
 
     @property
     def _crop_axes(self) -> int:
@@ -354,7 +400,10 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         if not isinstance(column, Ragged):
             tensor: torch.Tensor = column
-            return tensor.flatten(0, 1) if self._crop_axes else tensor
+            if not self._crop_axes:
+                return tensor
+            wide = tensor.unflatten(1, (-1, self.joined)).flatten(0, 1)
+            return wide.flatten(1, 2) if self.joined > 1 else wide[:, 0]
         values = torch.from_numpy(column.values).to(self.config.device)
         if self._crop_axes:
             return values
@@ -391,17 +440,22 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             if lengths is None:
                 lengths = torch.full((len(token_map),), kept, device=token_map.device)
             found = {name: (column, lengths) for name, column in found.items()}
-            if crops is not None:  # the crops of an image follow one another
-                token_map = torch.where(
-                    token_map < 0, -1, token_map + _starts(lengths, crops)[:, None]
-                )
+        if crops is not None and (self._is_ragged or self.joined > 1):
+            counts = torch.full((len(token_map),), kept) if lengths is None else lengths
+            starts = _starts(counts.to(token_map.device), crops)
+            token_map = torch.where(token_map < 0, -1, token_map + starts[:, None])
         if "token_map" in self._given:
             before = self._flat(batch["token_map"]).long()
             shape = before.shape
+            if self.joined > 1:
+                firsts = torch.arange(self.joined, device=before.device) * self._num_tokens
+                firsts = firsts.repeat_interleave(shape[1] // self.joined)
+                before = torch.where(before < 0, -1, before + firsts)
             carried = token_map.gather(1, before.clamp(min=0).flatten(1))
             token_map = torch.where(before < 0, -1, carried.reshape(shape))
         found["token_map"] = token_map.to(dtype)
-        for name in self._asked & set(self.outputs):
+        found |= {name: reduction.extra[name] for name in self._asked & set(self.extras)}
+        for name in self._asked & set(self.outputs) & set(SIGNALS):
             signal = self._flat(batch[name])
             for axis in _TOKEN_AXES[name]:
                 signal = _cut(signal, axis, tokens, reduction)
@@ -550,6 +604,16 @@ def _images(crops: "int | np.ndarray | None", rows: int) -> np.ndarray:
     return np.repeat(np.arange(rows), per_image)
 
 
+def _names(keys: list[str], crops: "int | np.ndarray | None") -> tuple[str, ...]:
+    """Return what the random numbers of each row depend on; the first crop's is the bare key."""
+    per_image = np.diff(crops) if isinstance(crops, np.ndarray) else [crops or 1] * len(keys)
+    return tuple(
+        key if crop == 0 else f"{key}\0{crop}"  # no key has a NUL
+        for key, count in zip(keys, per_image, strict=True)
+        for crop in range(count)
+    )
+
+
 def _starts(lengths: "torch.Tensor", crops: "int | np.ndarray") -> "torch.Tensor":
     """Return int64 [B]: how many rows an image's earlier crops have left."""
     import torch
@@ -562,7 +626,9 @@ def _starts(lengths: "torch.Tensor", crops: "int | np.ndarray") -> "torch.Tensor
     return before - padded[torch.from_numpy(firsts).to(lengths.device)][image]
 
 
-def _as_rows(column: Any, crops: "int | np.ndarray | None", rows: int) -> Column:
+def _as_rows(
+    column: Any, crops: "int | np.ndarray | None", rows: int, shape: tuple[int | None, ...]
+) -> Column:
     """Undo ``_flat``: give the crops of an image back to its row."""
     if isinstance(column, tuple):
         import torch
@@ -575,4 +641,4 @@ def _as_rows(column: Any, crops: "int | np.ndarray | None", rows: int) -> Column
         return Ragged(padded[is_there].cpu().numpy(), offsets)
     if isinstance(crops, np.ndarray):
         return Ragged(column.cpu().numpy(), crops)
-    return column if crops is None else column.reshape(rows, crops, *column.shape[1:])
+    return column if crops is None else column.reshape(rows, *shape)
