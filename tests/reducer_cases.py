@@ -45,6 +45,31 @@ CASES = (
     ReducerCase("divprune", "a95a4ba8f94d6bc6", {"keep": 0.25, "order": "selection"}),
     ReducerCase("tome", "e5bb50f35406e497", {"keep": 20}),
     ReducerCase("tome", "dbb151cbb99a6174", {"keep": 0.75, "metric": "features"}),
+    ReducerCase("atc", "53f42ac7439be27a", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase(
+        "atc", "02b9ce2b0bd7dfee", {"keep": 0.4, "linkage": "single", "metric": "features"}
+    ),
+    ReducerCase("atc", "0e45a7dfe4004c27", {"keep": 12, "linkage": "complete"}),
+    ReducerCase(
+        "kmedoids", "49a9e81f394fc7f7", {"keep": 9}, identity={"keep": 36, "order": "raster"}
+    ),
+    ReducerCase("kmedoids", "2614456763081d8e", {"keep": 0.3, "weights": "none", "iterations": 5}),
+    ReducerCase(
+        "dpc_knn", "64dae4d34c29ba4d", {"keep": 9}, identity={"keep": 36, "order": "raster"}
+    ),
+    ReducerCase("centerclip", "61abeceff4c2ca1e", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("centerclip", "a030bff031e24f64", {"keep": 0.3, "algorithm": "spectral"}),
+    ReducerCase(
+        "centerclip", "49b99805647c9394", {"keep": 7, "distance": "cosine", "rows": "means"}
+    ),
+    ReducerCase("expedit", "f1f2dc7368a760e7", {"clusters": (3, 3)}),
+    ReducerCase("super_tokens", "6b3b08b3e40ec35d", {"cell": (2, 3)}),
+    ReducerCase("super_tokens", "3ab55880457b6e76", {"variant": "paper", "iterations": 3}),
+    ReducerCase("todre", "68f41083f8d73f04", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("todre", "eaafe2e47d2a91ac", {"keep": 9, "rule": "k_center", "pivot": "random"}),
+    ReducerCase("random_tokens", "5b7f24880f3f3ee2", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("uniform_tokens", "c19615da6756c14a", {"keep": 7}, identity={"keep": 36}),
+    ReducerCase("uniform_tokens", "9663f48f357903f1", {"keep": 9, "pattern": "grid"}),
 )
 
 

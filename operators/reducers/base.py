@@ -284,7 +284,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if self._is_ragged:
             left = (None,)
         elif self.joined > 1:
-            left = (crops[0] // self.joined * kept,)
+            left = ((crops[0] or 0) // self.joined * kept,)
         found = {
             "features": FieldSpec(features.dtype, (*left, channels)),
             "token_map": FieldSpec(count, encoded),
@@ -294,12 +294,12 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             spec = self.extras[name][0]
             found[name] = replace(spec, shape=(*crops, *spec.shape))
         for signal in sorted(self._asked):
-            spec = self._given.get(signal)
-            if spec is not None and self.joined == 1 and not (crops and self._is_ragged):
-                shape = list(spec.shape)
+            given = self._given.get(signal)
+            if given is not None and self.joined == 1 and not (crops and self._is_ragged):
+                shape = list(given.shape)
                 for axis in _TOKEN_AXES[signal]:
                     shape[len(crops) + axis - 1] = kept
-                found[signal] = replace(spec, shape=tuple(shape))
+                found[signal] = replace(given, shape=tuple(shape))
         return found
 
     @property

@@ -1,4 +1,4 @@
-"""What clustering reducers share: distances, nearest centres, medoids, and what comes out of them."""
+"""What clustering reducers share: distances, nearest centres, medoids, reductions to them."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

@@ -1,5 +1,6 @@
 """ATC: the authors' partitions, SciPy's trees, and the merging spelled out."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +70,12 @@ def test_the_merging(kind: Linkage, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(10, 3)).astype(np.float32)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     apart = 1 - unit @ unit.T
-    how = {"single": np.min, "average": np.mean, "complete": np.max}[kind]
+    hows: dict[str, Callable[[np.ndarray], float]] = {
+        "single": np.min,
+        "average": np.mean,
+        "complete": np.max,
+    }
+    how = hows[kind]
     clusters = [[i] for i in range(10)]
     while len(clusters) > 4:
         pairs = [(a, b) for a in range(len(clusters)) for b in range(a)]

@@ -105,7 +105,7 @@ def test_padding_is_joined_to_nothing_in_the_graph() -> None:
     x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(1))
     valid = torch.zeros(1, 20, dtype=torch.bool)
     valid[0, 3:15] = True
-    options = {"algorithm": "spectral", "keep": 3, "neighbours": 5}
+    options: dict[str, Any] = {"algorithm": "spectral", "keep": 3, "neighbours": 5}
     found = reducer("centerclip", 20, **options).reduce(replace(tokens_of(x), valid=valid))
     alone = reducer("centerclip", 12, **options).reduce(tokens_of(x[:, 3:15]))
     assert torch.equal(found.token_map[0, 3:15], alone.token_map[0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from operators.reducers import kmedoids
+from operators.reducers import clustering, kmedoids
 from tests.reducer_cases import golden, reducer, tokens_of
 
 
@@ -73,10 +73,10 @@ def test_the_rounds(seed: int, weights: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_first_centre_is_of_seed_and_key() -> None:
     tokens = tokens_of(torch.zeros(200, 9, 1))
-    firsts = {seed: kmedoids.drawn(tokens, seed, "a")[:, 0] for seed in (0, 1)}
+    firsts = {seed: clustering.drawn(tokens, seed, "a")[:, 0] for seed in (0, 1)}
     assert set(firsts[0].tolist()) == set(range(9))
     assert not torch.equal(firsts[0], firsts[1])
-    assert not torch.equal(firsts[0], kmedoids.drawn(tokens, 0, "b")[:, 0])
+    assert not torch.equal(firsts[0], clustering.drawn(tokens, 0, "b")[:, 0])
 
 
 def test_medoids_by_place() -> None:
