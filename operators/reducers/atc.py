@@ -103,8 +103,8 @@ def agglomerate(
     real = torch.full((count,), num, device=device) if valid is None else valid.sum(dim=1)
     for done in range(num - kept):
         is_on = real - kept > done
-        place = far.flatten(1).argmin(dim=1)  # of equal pairs the first by place
-        one, other = place // num, place % num  # one comes first, for the matrix is symmetric
+        one = far.amin(dim=2).argmin(dim=1)  # of equal pairs the first by place
+        other = far[rows, one].argmin(dim=1)  # comes later, for the matrix is symmetric
         to_one, to_other = far[rows, one], far[rows, other]
         if linkage == "single":
             joined = torch.minimum(to_one, to_other)

@@ -206,6 +206,24 @@ def test_padding_is_dropped_and_has_no_influence(case: ReducerCase) -> None:
         ), name
 
 
+@pytest.mark.parametrize("num_real", [0, 3])
+def test_fewer_tokens_than_the_budget(case: ReducerCase, num_real: int) -> None:
+    if build(case).needs_grid:
+        pytest.skip("the method reads a whole grid")
+    op = build(case, extra={"token_mask": FieldSpec("bool", (case.num_tokens,))})
+    batch = batch_for(op, 2)
+    mask = torch.zeros(2, case.num_tokens, dtype=torch.bool)
+    mask[0] = True
+    mask[1, 5 : 5 + num_real] = True
+    batch["token_mask"] = mask
+    out = op(batch)
+    token_map, sizes = np.asarray(out["token_map"][1]), out["sizes"][1]
+    assert (token_map[~mask[1].numpy()] == -1).all()
+    assert np.bincount(token_map[token_map >= 0], minlength=len(sizes)).tolist() == sizes.tolist()
+    assert len(sizes) <= num_real
+    assert np.isfinite(out["features"][1]).all()
+
+
 def test_signals_are_cut_when_a_later_operator_asks(case: ReducerCase) -> None:
     keys = {"keys": FieldSpec("float32", (case.num_tokens, 2, 4))}
     op = build(case)

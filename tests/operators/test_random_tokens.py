@@ -4,8 +4,11 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import torch
 
+from operators.base import Ragged
 from operators.reducers.random_tokens import numbers_of
 from tests.reducer_cases import reducer, tokens_of
 
@@ -49,3 +52,17 @@ def test_padding_does_not_change_who_is_drawn_before_whom() -> None:
         wanted = sorted([i for i in order[row].tolist() if i % 3][:4])
         assert found.index is not None
         assert found.index[row].tolist() == wanted
+
+
+def test_every_crop_has_a_choice_of_its_own() -> None:
+    values = np.arange(6 * 9, dtype=np.float32).reshape(6, 9, 1)
+    keys = pa.array(["sample-0", "sample-1", "sample-2"], pa.large_string())
+    op = reducer("random_tokens", 9, keep=3, channels=1, crops=(None,))
+    out = op({"features": Ragged(values, np.array([0, 2, 2, 6])), "key": keys})
+    fixed = reducer("random_tokens", 9, keep=3, channels=1, crops=(2,))
+    crops = torch.from_numpy(values[[0, 1, 2, 3]].reshape(2, 2, 9, 1))
+    again = fixed({"features": crops, "key": keys.take([0, 2])})
+    assert out["features"].lengths.tolist() == [2, 0, 4]
+    assert np.array_equal(out["token_map"][0], again["token_map"][0])
+    assert np.array_equal(out["token_map"][2][:2], again["token_map"][1])
+    assert len({tuple(row) for row in (out["token_map"][2] >= 0).tolist()}) > 1
