@@ -26,6 +26,7 @@ class ReducerCase:
         options: Of its config.
         num_tokens: N, a square where the method needs a grid.
         num_layers: Of the attention that it reads.
+        averages: Rows of the result are averages of the tokens that went into them.
         identity: Options with which it leaves every token as it is, in order; None where none do.
     """
 
@@ -34,6 +35,7 @@ class ReducerCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     num_tokens: int = 36
     num_layers: int = 1
+    averages: bool = True
     identity: Mapping[str, Any] | None = None
 
 
@@ -44,6 +46,17 @@ CASES = (
     ReducerCase("divprune", "a95a4ba8f94d6bc6", {"keep": 0.25, "order": "selection"}),
     ReducerCase("tome", "e5bb50f35406e497", {"keep": 20}),
     ReducerCase("tome", "dbb151cbb99a6174", {"keep": 0.75, "metric": "features"}),
+    ReducerCase(
+        "evit",
+        "c16b9a24fa68ede0",
+        {"keep": 9},
+        averages=False,
+        identity={"keep": 36, "order": "raster"},
+    ),
+    ReducerCase("evit", "1729d44cad01f7d8", {"keep": 0.5, "order": "raster"}, averages=False),
+    ReducerCase("ats", "a392117d07a30057", {"keep": 9}),
+    ReducerCase("ats", "1322adcc5379ce61", {"keep": 0.5, "variant": "paper"}),
+    ReducerCase("vtc_cls", "da4b06457e6316ab", {"keep": 9}, num_layers=3, identity={"keep": 36}),
 )
 
 

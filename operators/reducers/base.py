@@ -438,6 +438,24 @@ def select(tokens: Tokens, index: "torch.Tensor") -> Reduction:
     return Reduction(features, token_map, lengths, index)
 
 
+def select_where(tokens: Tokens, is_kept: "torch.Tensor", most: int) -> Reduction:
+    """Keep some tokens as they are, in raster order: of each row as many as there are.
+
+    Args:
+        tokens: What is given.
+        is_kept: bool [B, N]; padding is dropped in any case.
+        most: K, the most of any row.
+    """
+    import torch
+
+    if tokens.valid is not None:
+        is_kept = is_kept & tokens.valid
+    token_map = torch.where(is_kept, is_kept.cumsum(dim=1) - 1, -1)
+    index = (~is_kept).to(torch.int8).sort(dim=1, stable=True).indices[:, :most]
+    features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.features.shape[2]))
+    return Reduction(features, token_map, is_kept.sum(dim=1), index)
+
+
 def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
     """Average tokens, weighted by size, in float32.
 
