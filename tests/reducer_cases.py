@@ -57,6 +57,23 @@ CASES = (
     ReducerCase("ats", "a392117d07a30057", {"keep": 9}),
     ReducerCase("ats", "1322adcc5379ce61", {"keep": 0.5, "variant": "paper"}),
     ReducerCase("vtc_cls", "da4b06457e6316ab", {"keep": 9}, num_layers=3, identity={"keep": 36}),
+    ReducerCase(
+        "hiprune",
+        "153b4399302c17c3",
+        {"keep": 16, "alpha": 1.0},
+        num_layers=2,
+        identity={"keep": 36},
+    ),
+    ReducerCase(
+        "hiprune",
+        "a85d606f929c37f2",
+        {"keep": 0.5, "alpha": 0.5, "class_query": False, "variant": "paper"},
+        num_layers=2,
+    ),
+    ReducerCase("fopru", "814aff83b5f293fb", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("fopru", "5048188b3e363bd9", {"keep": 0.5, "strategy": "row"}),
+    ReducerCase("zero_tprune", "5f23d3676837ece7", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("zero_tprune", "d57f8995e449c9d0", {"keep": 0.5, "similar": 1.0, "rounds": 30}),
 )
 
 

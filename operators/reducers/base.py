@@ -149,7 +149,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     """Where the method is from: arXiv:..."""
     is_adaptive: ClassVar[bool] = False
     """How many tokens are left depends on the image."""
-    needs_grid: ClassVar[bool] = False
+    needs_grid: bool = False
     """Tokens must stand in the encoder's raster order: no reducer may come before."""
 
     def __init__(self, config: ConfigT) -> None:

@@ -48,15 +48,14 @@ class FoPru(Reducer[FoPruConfig]):
     Config = FoPruConfig
     paper = "arXiv:2411.14164"
 
+    def __init__(self, config: FoPruConfig) -> None:
+        super().__init__(config)
+        self.needs_grid = config.strategy == "row"
+
     @property
     def signals(self) -> tuple[str, ...]:
         """Attention among tokens."""
         return ("attention",)
-
-    @property
-    def needs_grid(self) -> bool:  # type: ignore[override]
-        """For rows."""
-        return self.config.strategy == "row"
 
     def num_kept(self, num_tokens: int) -> int:
         """Return ``keep``, or its share of tokens or rows, half to even.

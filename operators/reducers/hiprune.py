@@ -27,9 +27,9 @@ class HiPruneConfig(ReducerConfig):
     """What a job may say about HiPrune."""
 
     name: Literal["hiprune"] = "hiprune"
-    keep: Annotated[
-        Keep, Field(description="Tokens of a crop that are left, or their share.")
-    ] = 192
+    keep: Annotated[Keep, Field(description="Tokens of a crop that are left, or their share.")] = (
+        192
+    )
     alpha: Annotated[
         float,
         Field(ge=0, le=1, description="Share of `keep` for anchors with their four neighbours."),

@@ -98,7 +98,9 @@ class ZeroTPrune(Reducer[ZeroTPruneConfig]):
         num = attention.shape[2]
         is_left = tokens.valid
         if is_left is None:
-            is_left = torch.ones(tokens.features.shape[:2], dtype=torch.bool, device=attention.device)
+            is_left = torch.ones(
+                tokens.features.shape[:2], dtype=torch.bool, device=attention.device
+            )
         kept = self.num_kept(num)
         is_left = is_left & ~self._repeated(tokens, self._ranked(attention, is_left, 1), is_left)
         scores = self._ranked(attention, is_left, self.config.rounds)
