@@ -27,6 +27,8 @@ class ReducerCase:
         num_tokens: N, a square where the method needs a grid.
         num_layers: Of the attention that it reads.
         identity: Options with which it leaves every token as it is, in order; None where none do.
+        crops: Of each image, for methods that need several.
+        overlaps: Rows also hold tokens that the map sends elsewhere.
     """
 
     name: str
@@ -35,6 +37,8 @@ class ReducerCase:
     num_tokens: int = 36
     num_layers: int = 1
     identity: Mapping[str, Any] | None = None
+    crops: tuple[int | None, ...] = ()
+    overlaps: bool = False
 
 
 CASES = (
@@ -44,6 +48,12 @@ CASES = (
     ReducerCase("divprune", "a95a4ba8f94d6bc6", {"keep": 0.25, "order": "selection"}),
     ReducerCase("tome", "e5bb50f35406e497", {"keep": 20}),
     ReducerCase("tome", "dbb151cbb99a6174", {"keep": 0.75, "metric": "features"}),
+    ReducerCase("hired", "5c4c53cfd3018054", crops=(5,), num_layers=2),
+    ReducerCase(
+        "hired", "ded20af6a8bd23cb", {"keep": 0.3, "variant": "paper"}, crops=(5,), num_layers=2
+    ),
+    ReducerCase("globalcom2", "15fc22a03f9cf488", crops=(5,)),
+    ReducerCase("globalcom2", "b4f8b2df206f165d", {"keep": 0.5, "variant": "paper"}, crops=(5,)),
 )
 
 
@@ -66,12 +76,18 @@ def reducer(
     for signal in op.signals:
         shape = tuple(sizes[letter] for letter in _LETTERS[signal])
         fields[signal] = FieldSpec(SIGNALS[signal][0].dtype.split("|")[0], (*crops, *shape))
-    op.bind(fields)
+    op.bind({**fields, **op.further_inputs})
     op.setup("cpu")
     return op
 
 
-_LETTERS = {"cls_attention": "LHN", "attention": "LHNN", "keys": "NHD", "values": "NHD"}
+_LETTERS = {
+    "cls_attention": "LHN",
+    "attention": "LHNN",
+    "keys": "NHD",
+    "values": "NHD",
+    "cls_logits": "LHN",
+}
 
 
 def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -81,6 +97,8 @@ def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Ten
     for name, spec in op.inputs.items():
         shape = (rows, *(n or 0 for n in spec.shape))
         values = random.normal(size=shape)
+        if name == "crop_grid":  # a square picture
+            values = np.tile([2, (op.inputs["features"].shape[0] or 5) // 2, 300, 300], (rows, 1))
         if "attention" in name:
             values = np.exp(2 * values)
             values /= values.sum(axis=-1, keepdims=True)
