@@ -28,6 +28,8 @@ class ReducerCase:
         num_layers: Of the attention that it reads.
         averages: Rows of the result are averages of the tokens that went into them.
         identity: Options with which it leaves every token as it is, in order; None where none do.
+        crops: Of each image, for methods that need several.
+        overlaps: Rows also hold tokens that the map sends elsewhere.
     """
 
     name: str
@@ -37,6 +39,8 @@ class ReducerCase:
     num_layers: int = 1
     averages: bool = True
     identity: Mapping[str, Any] | None = None
+    crops: tuple[int | None, ...] = ()
+    overlaps: bool = False
 
 
 CASES = (
@@ -74,6 +78,12 @@ CASES = (
     ReducerCase("fopru", "5048188b3e363bd9", {"keep": 0.5, "strategy": "row"}),
     ReducerCase("zero_tprune", "5f23d3676837ece7", {"keep": 9}, identity={"keep": 36}),
     ReducerCase("zero_tprune", "d57f8995e449c9d0", {"keep": 0.5, "similar": 1.0, "rounds": 30}),
+    ReducerCase("hired", "5c4c53cfd3018054", crops=(5,), num_layers=2),
+    ReducerCase(
+        "hired", "ded20af6a8bd23cb", {"keep": 0.3, "variant": "paper"}, crops=(5,), num_layers=2
+    ),
+    ReducerCase("globalcom2", "15fc22a03f9cf488", crops=(5,)),
+    ReducerCase("globalcom2", "b4f8b2df206f165d", {"keep": 0.5, "variant": "paper"}, crops=(5,)),
 )
 
 
@@ -96,12 +106,18 @@ def reducer(
     for signal in op.signals:
         shape = tuple(sizes[letter] for letter in _LETTERS[signal])
         fields[signal] = FieldSpec(SIGNALS[signal][0].dtype.split("|")[0], (*crops, *shape))
-    op.bind(fields)
+    op.bind({**fields, **op.further_inputs})
     op.setup("cpu")
     return op
 
 
-_LETTERS = {"cls_attention": "LHN", "attention": "LHNN", "keys": "NHD", "values": "NHD"}
+_LETTERS = {
+    "cls_attention": "LHN",
+    "attention": "LHNN",
+    "keys": "NHD",
+    "values": "NHD",
+    "cls_logits": "LHN",
+}
 
 
 def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -111,6 +127,8 @@ def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Ten
     for name, spec in op.inputs.items():
         shape = (rows, *(n or 0 for n in spec.shape))
         values = random.normal(size=shape)
+        if name == "crop_grid":  # a square picture
+            values = np.tile([2, (op.inputs["features"].shape[0] or 5) // 2, 300, 300], (rows, 1))
         if "attention" in name:
             values = np.exp(2 * values)
             values /= values.sum(axis=-1, keepdims=True)

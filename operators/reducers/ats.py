@@ -12,7 +12,8 @@ from operators.reducers.base import (
     ReducerConfig,
     Reduction,
     Tokens,
-    select_where,
+    in_raster_order,
+    select_some,
     share,
 )
 
@@ -82,7 +83,10 @@ class Ats(Reducer[AtsConfig]):
             gaps = gaps.masked_fill(~tokens.valid[:, None], float("inf"))
         is_kept = torch.zeros_like(scores, dtype=torch.bool)
         is_kept.scatter_(1, gaps.argmin(dim=2), True)  # the first of equals
-        return select_where(tokens, is_kept, self.num_kept(scores.shape[1]))
+        if tokens.valid is not None:
+            is_kept &= tokens.valid
+        index = in_raster_order(is_kept)[:, : self.num_kept(scores.shape[1])]
+        return select_some(tokens, index, is_kept.sum(dim=1))
 
     def _heights(self, num_tokens: int) -> np.ndarray:
         """Return float64 [K]: where the distribution is sampled."""
