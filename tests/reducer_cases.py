@@ -78,6 +78,8 @@ CASES = (
     ReducerCase("fopru", "5048188b3e363bd9", {"keep": 0.5, "strategy": "row"}),
     ReducerCase("zero_tprune", "5f23d3676837ece7", {"keep": 9}, identity={"keep": 36}),
     ReducerCase("zero_tprune", "d57f8995e449c9d0", {"keep": 0.5, "similar": 1.0, "rounds": 30}),
+    ReducerCase("mustdrop", "eee2bd2dcf384714", {"threshold": 0.0}, identity={"threshold": 1.0}),
+    ReducerCase("mustdrop", "3cddd7af5b1406bd", {"threshold": -0.2, "window": 2}),
     ReducerCase("hired", "5c4c53cfd3018054", crops=(5,), num_layers=2),
     ReducerCase(
         "hired", "ded20af6a8bd23cb", {"keep": 0.3, "variant": "paper"}, crops=(5,), num_layers=2

@@ -124,6 +124,7 @@ class Reduction:
             None for those that merge.
         sizes: float32 [B, K], where rows also hold tokens that the map sends elsewhere; None is
             what the map says.
+        more: [B, K] for each of ``further_outputs``.
     """
 
     features: "torch.Tensor"
@@ -131,6 +132,7 @@ class Reduction:
     lengths: "torch.Tensor | None" = None
     index: "torch.Tensor | None" = None
     sizes: "torch.Tensor | None" = None
+    more: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
 
 
 ConfigT = TypeVar("ConfigT", bound=ReducerConfig)
@@ -189,6 +191,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @property
     def further_inputs(self) -> Mapping[str, FieldSpec]:
         """Fields of an image, beside features and signals, that it reads."""
+        return {}
+
+    @property
+    def further_outputs(self) -> Mapping[str, str]:
+        """Fields that it adds beside ``sizes``, one value a row of the result -> their dtype."""
         return {}
 
     @abstractmethod
@@ -309,6 +316,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             "features": FieldSpec(features.dtype, (*left, channels)),
             "token_map": FieldSpec(count, encoded),
             "sizes": FieldSpec(count, left),
+            **{name: FieldSpec(dtype, left) for name, dtype in self.further_outputs.items()},
         }
         for signal in sorted(self._asked):
             spec = self._given.get(signal)
@@ -455,7 +463,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         sizes = reduction.sizes
         if sizes is None:
             sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0]
-        found: dict[str, Any] = {"features": reduction.features, "sizes": sizes.round().to(dtype)}
+        found: dict[str, Any] = {
+            "features": reduction.features,
+            "sizes": sizes.round().to(dtype),
+            **reduction.more,
+        }
         lengths = reduction.lengths
         if self._is_ragged:
             if lengths is None:
