@@ -80,6 +80,18 @@ CASES = (
     ReducerCase("zero_tprune", "d57f8995e449c9d0", {"keep": 0.5, "similar": 1.0, "rounds": 30}),
     ReducerCase("mustdrop", "eee2bd2dcf384714", {"threshold": 0.0}, identity={"threshold": 1.0}),
     ReducerCase("mustdrop", "3cddd7af5b1406bd", {"threshold": -0.2, "window": 2}),
+    ReducerCase("bat", "6fd48324f8482b6e", {"keep": 12, "matched": 0.3}),
+    ReducerCase("bat", "150440c323ace4c2", {"keep": 0.5, "attentive": 0.0, "weights": "size"}),
+    ReducerCase(
+        "token_corr_compressor",
+        "65a65a8a5cc7e82e",
+        {"similarity": 0.4},
+        num_layers=2,
+        identity={"similarity": 1.0},
+    ),
+    ReducerCase(
+        "token_corr_compressor", "dc91e471a2d00dee", {"similarity": 0.2, "repeats": 0.2, "least": 5}
+    ),
     ReducerCase("hired", "5c4c53cfd3018054", crops=(5,), num_layers=2),
     ReducerCase(
         "hired", "ded20af6a8bd23cb", {"keep": 0.3, "variant": "paper"}, crops=(5,), num_layers=2

@@ -46,6 +46,9 @@ SIGNALS: Mapping[str, tuple[FieldSpec, str]] = {
 LOWEST = -1e30
 """Below every score that a method gives."""
 
+TINY = 1e-30
+"""Instead of zero where something is divided by a sum of weights."""
+
 _TOKEN_AXES: Mapping[str, tuple[int, ...]] = {
     "cls_attention": (3,),
     "attention": (3, 4),
@@ -527,13 +530,16 @@ def select(tokens: Tokens, index: "torch.Tensor") -> Reduction:
     return Reduction(features, token_map, lengths, index)
 
 
-def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
+def merge(
+    tokens: Tokens, token_map: "torch.Tensor", kept: int, weights: "torch.Tensor | None" = None
+) -> Reduction:
     """Average tokens, weighted by size, in float32.
 
     Args:
         tokens: What is given.
         token_map: int64 [B, N]: the output row of each token, -1 drops it.
         kept: K; a row that no token goes into is zero.
+        weights: [B, N], positive, to weigh by instead.
     """
     import torch
 
@@ -545,9 +551,10 @@ def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
         place = order.argsort(dim=1)  # where each row goes, empty ones last
         token_map = torch.where(token_map < 0, -1, place.gather(1, token_map.clamp(min=0)))
         lengths = (~is_empty).sum(dim=1)
-    total = sum_by_map(sizes, token_map, kept)
-    summed = sum_by_map(tokens.features.float() * sizes, token_map, kept)
-    features = summed / total.clamp(min=1)
+    weigh = sizes if weights is None else weights[..., None]
+    total = sum_by_map(weigh, token_map, kept)
+    summed = sum_by_map(tokens.features.float() * weigh, token_map, kept)
+    features = summed / total.clamp(min=TINY)
     return Reduction(features.to(tokens.features.dtype), token_map, lengths)
 
 
@@ -583,8 +590,18 @@ def sum_by_map(values: "torch.Tensor", token_map: "torch.Tensor", kept: int) -> 
     import torch
 
     rows = torch.arange(kept, device=token_map.device)
-    goes = token_map[:, None, :] == rows[:, None]
-    return goes.to(values.dtype) @ values
+    goes = (token_map[:, None, :] == rows[:, None]).to(values.dtype)
+    return times_vector(goes, values[..., 0])[..., None] if values.shape[2] == 1 else goes @ values
+
+
+def times_vector(matrix: "torch.Tensor", vector: "torch.Tensor") -> "torch.Tensor":
+    """Multiply matrices [..., N, M] with a vector [..., M] each: [..., N].
+
+    As two columns: for a single one, a batch of one takes another routine, which rounds otherwise.
+    """
+    import torch
+
+    return (matrix @ torch.stack([vector, vector], dim=-1))[..., 0]
 
 
 def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":

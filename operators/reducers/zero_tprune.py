@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from operators.reducers.base import (
     LOWEST,
+    TINY,
     Keep,
     Reducer,
     ReducerConfig,
@@ -14,6 +15,7 @@ from operators.reducers.base import (
     cosine,
     select,
     share,
+    times_vector,
     top_k,
 )
 
@@ -118,9 +120,9 @@ class ZeroTPrune(Reducer[ZeroTPruneConfig]):
         votes = attention.transpose(2, 3)
         scores = there.expand(-1, attention.shape[1], -1)
         for _ in range(rounds):
-            scores = (votes @ scores[..., None])[..., 0] * there
+            scores = times_vector(votes, scores) * there
             mean = scores.sum(dim=2, keepdim=True) / count
-            scores = scores / mean.clamp(min=1e-30)
+            scores = scores / mean.clamp(min=TINY)
         variance = ((scores - 1) ** 2 * there).sum(dim=2, keepdim=True) / count
         passes = (variance >= self.config.min_variance) & (variance <= self.config.max_variance)
         passes = passes | ~passes.any(dim=1, keepdim=True)
