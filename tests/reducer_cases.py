@@ -92,6 +92,8 @@ CASES = (
     ReducerCase(
         "token_corr_compressor", "dc91e471a2d00dee", {"similarity": 0.2, "repeats": 0.2, "least": 5}
     ),
+    ReducerCase("vflowopt", "c52b183cdceec70d", {"keep": 0.4}),
+    ReducerCase("vflowopt", "5a7636b42fb978da", {"keep": 20, "threshold": 1.0, "cell": 3}),
     ReducerCase("hired", "5c4c53cfd3018054", crops=(5,), num_layers=2),
     ReducerCase(
         "hired", "ded20af6a8bd23cb", {"keep": 0.3, "variant": "paper"}, crops=(5,), num_layers=2
@@ -120,7 +122,7 @@ def reducer(
     for signal in op.signals:
         shape = tuple(sizes[letter] for letter in _LETTERS[signal])
         fields[signal] = FieldSpec(SIGNALS[signal][0].dtype.split("|")[0], (*crops, *shape))
-    op.bind({**fields, **op.further_inputs})
+    op.bind({**op.further_inputs, **fields})
     op.setup("cpu")
     return op
 

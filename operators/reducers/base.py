@@ -552,9 +552,10 @@ def merge(
         token_map = torch.where(token_map < 0, -1, place.gather(1, token_map.clamp(min=0)))
         lengths = (~is_empty).sum(dim=1)
     weigh = sizes if weights is None else weights[..., None]
-    total = sum_by_map(weigh, token_map, kept)
-    summed = sum_by_map(tokens.features.float() * weigh, token_map, kept)
-    features = summed / total.clamp(min=TINY)
+    total = sum_by_map(weigh, token_map, kept).clamp(min=TINY)
+    part = weigh / total.gather(1, token_map.clamp(min=0)[..., None])  # 1 for a token by itself
+    part = part.masked_fill(token_map[..., None] < 0, 0)
+    features = sum_by_map(tokens.features.float() * part, token_map, kept)
     return Reduction(features.to(tokens.features.dtype), token_map, lengths)
 
 
