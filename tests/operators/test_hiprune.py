@@ -1,6 +1,7 @@
 """HiPrune: the authors' choices, the rule spelled out, edges, mistakes."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def asked_by_one(shallow: torch.Tensor, deep: torch.Tensor) -> Tokens:
     return tokens_of(torch.randn(count, num, 3), attention=attention)
 
 
-def kept(tokens: Tokens, **options: object) -> list[list[int]]:
+def kept(tokens: Tokens, **options: Any) -> list[list[int]]:
     op = reducer(
         "hiprune", tokens.features.shape[1], num_layers=2, **{"class_query": False, **options}
     )
