@@ -100,6 +100,30 @@ CASES = (
     ),
     ReducerCase("globalcom2", "15fc22a03f9cf488", crops=(5,)),
     ReducerCase("globalcom2", "b4f8b2df206f165d", {"keep": 0.5, "variant": "paper"}, crops=(5,)),
+    ReducerCase("tome_stride", "27bcea2791896539"),
+    ReducerCase("tome_stride", "ba46d026cf751837", {"stride": 5, "metric": "features"}),
+    ReducerCase("dart", "3bb07473f95eb124"),
+    ReducerCase("dart", "97984c23187cd52d", {"keep": 20, "pivots": 3}),
+    ReducerCase("m3_pool", "e483e0dba0e167b7", {"scales": (1, 9, 36)}, overlaps=True),
+    ReducerCase("m3_pool", "b264eaf56be33f5c", {"scales": (9,)}, identity={"scales": (36,)}),
+    ReducerCase("adaptive_pool", "5b3264f6d2cca287", {"grid": (3, 2)}, identity={"grid": (6, 6)}),
+    ReducerCase("adaptive_pool", "ed4c8f6d1460e580", {"grid": (4, 5)}, overlaps=True),
+    ReducerCase("testa", "7088dbba821b6980", num_tokens=9, crops=(6,)),
+    ReducerCase(
+        "testa", "982f97f89e882161", {"frames": 6, "tokens": 7, "metric": "features"}, 9, crops=(6,)
+    ),
+    ReducerCase("fastvggt", "b85ad56786bfda86", num_tokens=16, crops=(3,), overlaps=True),
+    ReducerCase(
+        "fastvggt",
+        "02765b36e5013a05",
+        {"keep": 35, "protect": 0.0, "variant": "paper"},
+        16,
+        crops=(3,),
+    ),
+    ReducerCase("sta", "793e8d67426b42c6", num_tokens=12, crops=(4,)),
+    ReducerCase(
+        "sta", "fa9dcc454051aebd", {"keep": 5, "slots": 4, "reverse": True, "metric": "features"}
+    ),
 )
 
 

@@ -192,6 +192,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         return ()
 
     @property
+    def needs_whole(self) -> bool:
+        """Whether no padding may be there: no ``token_mask``."""
+        return False
+
+    @property
     def further_inputs(self) -> Mapping[str, FieldSpec]:
         """Fields of an image, beside features and signals, that it reads."""
         return {}
@@ -263,6 +268,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
                 "for all",
                 hint="give a fixed number of each",
             )
+        if self.needs_whole and "token_mask" in fields:
+            raise ContractError(
+                f"{name}: token_mask says that some tokens are padding, which has no place here",
+                hint="let the encoder read images without padding",
+            )
         if self.needs_grid and "token_map" in fields:
             raise ContractError(
                 f"{name}: reads tokens in raster order, but an earlier reducer changed it",
@@ -274,7 +284,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
                 continue
             shape = fields[signal].shape[len(features.shape) - 2 :]
             found = {shape[axis - 1] for axis in _TOKEN_AXES[signal] if axis <= len(shape)}
-            tokens = self._num_tokens // (self._joint_crops or 1)
+            tokens = self._num_tokens // (self.joint_crops or 1)
             if found != {tokens}:
                 raise ContractError(
                     f"{name}: {signal} {fields[signal]} is not of the {tokens} tokens of "
@@ -378,7 +388,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """N: of a ragged input the most there can be."""
         features = self._given.get("features", FieldSpec("float32", (1, 1)))
         if features.shape[-2] is not None:
-            return features.shape[-2] * (self._joint_crops or 1)
+            return features.shape[-2] * (self.joint_crops or 1)
         for name, axes in _TOKEN_AXES.items():  # as wide as the reducer before left them
             if name in self._given:
                 return int(self._given[name].shape[axes[0] - 1] or 1)
@@ -419,7 +429,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         return features.offsets if isinstance(features, Ragged) else int(features.shape[1])
 
     @property
-    def _joint_crops(self) -> int | None:
+    def joint_crops(self) -> int | None:
         """V of a method that takes them as one row; None where there are none to join."""
         features = self._given.get("features")
         is_joined = self.is_joint and features is not None and len(features.shape) == 3
@@ -431,7 +441,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         if not isinstance(column, Ragged):
             tensor: torch.Tensor = column
-            if self._joint_crops:
+            if self.joint_crops:
                 return tensor.flatten(1, 2)
             return tensor.flatten(0, 1) if self._crop_axes else tensor
         values = to_torch(column.values).to(self.config.device)
@@ -483,15 +493,15 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if "token_map" in self._given:
             before = self._flat(batch["token_map"]).long()
             shape = before.shape
-            if self._joint_crops:  # an earlier map counts the rows of one crop
-                first = torch.arange(self._joint_crops, device=before.device)
-                first = first * (self._num_tokens // self._joint_crops)
-                first = first.repeat_interleave(shape[1] // self._joint_crops)
+            if self.joint_crops:  # an earlier map counts the rows of one crop
+                first = torch.arange(self.joint_crops, device=before.device)
+                first = first * (self._num_tokens // self.joint_crops)
+                first = first.repeat_interleave(shape[1] // self.joint_crops)
                 before = torch.where(before < 0, -1, before + first)
             carried = token_map.gather(1, before.clamp(min=0).flatten(1))
             token_map = torch.where(before < 0, -1, carried.reshape(shape))
-        if self._joint_crops:
-            token_map = token_map.unflatten(1, (self._joint_crops, -1))
+        if self.joint_crops:
+            token_map = token_map.unflatten(1, (self.joint_crops, -1))
         found["token_map"] = token_map.to(dtype)
         for name in self._asked & set(self.outputs):
             signal = self._flat(batch[name])
@@ -611,7 +621,11 @@ def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":
 
 
 def share(
-    keep: int | float, num_tokens: int, name: str, rounding: Callable[[float], int] = round
+    keep: int | float,
+    num_tokens: int,
+    name: str,
+    rounding: Callable[[float], int] = round,
+    option: str = "keep",
 ) -> int:
     """Return K of a budget.
 
@@ -620,6 +634,7 @@ def share(
         num_tokens: N.
         name: Of the reducer, for the message.
         rounding: How its authors make a whole number of a share; ``round`` is half to even.
+        option: Of the budget, for the message.
 
     Raises:
         ContractError: more than there are, or none.
@@ -627,7 +642,8 @@ def share(
     kept = keep if isinstance(keep, int) else rounding(keep * num_tokens)
     if not 1 <= kept <= num_tokens:
         raise ContractError(
-            f"{name}: keep={keep} is {kept} of {num_tokens} tokens",
+            f"{name}: {option}={keep} is {kept} of {num_tokens}"
+            + (" tokens" if option == "keep" else ""),
             hint=f"keep between 1 and {num_tokens}",
         )
     return kept
