@@ -72,7 +72,7 @@ class Ats(Reducer[AtsConfig]):
 
         attention = tokens.signal("cls_attention")[:, -1].float()
         length = tokens.signal("values").float().norm(dim=-1).transpose(1, 2)
-        scores = (attention * length).sum(dim=1).clamp(min=0)
+        scores = (attention * length).sum(dim=1)
         if tokens.valid is not None:
             scores = scores.masked_fill(~tokens.valid, 0)
         scores = scores / (scores.sum(dim=1, keepdim=True) + 1e-6)

@@ -136,10 +136,7 @@ class VFlowOpt(Reducer[VFlowOptConfig]):
             if tokens.valid is not None:
                 entropy = entropy.masked_fill(~tokens.valid, LOWEST)
             scores = scores + self.config.entropy_weight * entropy.softmax(dim=1)
-        _, columns = self._grid(num)
-        place = torch.arange(num, device=scores.device)
-        across = -(-columns // self.config.cell)
-        cells = place // columns // self.config.cell * across + place % columns // self.config.cell
+        cells = self._cells(num).to(scores.device)
         count = torch.full((len(scores),), num, device=scores.device)
         if tokens.valid is not None:
             count = tokens.valid.sum(dim=1)
@@ -152,6 +149,17 @@ class VFlowOpt(Reducer[VFlowOptConfig]):
     def _budget(self, num_tokens: int) -> float:
         keep = self.config.keep
         return keep if isinstance(keep, int) else keep * num_tokens
+
+    def _cells(self, num_tokens: int) -> "torch.Tensor":
+        """Return bool [cells, N]: which tokens are in each cell."""
+        import torch
+
+        rows, columns = self._grid(num_tokens)
+        side = self.config.cell
+        place = torch.arange(num_tokens)
+        across = -(-columns // side)
+        cell = place // columns // side * across + place % columns // side
+        return cell == torch.arange(-(-rows // side) * across)[:, None]
 
     def _grid(self, num_tokens: int) -> tuple[int, int]:
         return grid(num_tokens, self.config.grid_width, self.config.name)
@@ -207,7 +215,7 @@ def recycle(
     Args:
         tokens: Whose they are; padding goes nowhere.
         scores: float32 [B, N], importance.
-        cells: int64 [N]: the cell of each token.
+        cells: bool [cells, N]: the tokens of each cell.
         dropped: int64 [B]: how many of the least important are merged by cell.
     """
     import torch
@@ -218,13 +226,12 @@ def recycle(
     order = scores.masked_fill(~valid, -LOWEST).sort(dim=1, stable=True).indices
     places = torch.arange(scores.shape[1], device=scores.device)
     is_low = torch.zeros_like(valid).scatter(1, order, places < dropped[:, None]) & valid
-    every = torch.arange(int(cells.max()) + 1, device=cells.device)
-    inside = is_low[:, None] & (cells == every[:, None])
+    inside = is_low[:, None] & cells
     best = torch.where(inside, scores[:, None], LOWEST).argmax(dim=2)  # the first of equals
     returns = torch.zeros_like(inside).scatter(2, best[..., None], True) & inside
     is_kept = valid & ~is_low | returns.any(dim=1)
     rows = is_kept.cumsum(dim=1) - 1
-    own = torch.where(is_low, best[:, cells], places)
+    own = torch.where(is_low, best[:, cells.int().argmax(dim=0)], places)
     return torch.where(valid, rows.gather(1, own), -1), is_kept.sum(dim=1)
 
 

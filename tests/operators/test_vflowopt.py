@@ -35,7 +35,8 @@ def test_golden_recycling() -> None:
     thumbnail = place // 27 // 4 * 7 + place % 27 // 4
     place = torch.arange(8 * 11)
     local = place // 11 // 4 * 3 + place % 11 // 4
-    cells = torch.cat([thumbnail, local + 49])  # two grids, one budget
+    cell = torch.cat([thumbnail, local + 49])  # two grids, one budget
+    cells = cell == torch.arange(49 + 6)[:, None]
     dropped = torch.tensor([round(817 * (1 - 0.3)) + 817 // 16])
     tokens = tokens_of(features)
     token_map, lengths = recycle(tokens, scores, cells, dropped)
