@@ -7,7 +7,6 @@ from pydantic import Field
 from operators.errors import ContractError
 from operators.reducers.attention import class_scores
 from operators.reducers.base import (
-    LOWEST,
     TINY,
     Keep,
     Reducer,
@@ -63,7 +62,8 @@ class Bat(Reducer[BatConfig]):
     Source: Long et al., "Beyond Attentive Tokens", section 3. There is no public code; the split,
     clusters and matches are the paper's, while its numbers of clusters and matches and its weights
     could not be checked: the defaults here are ours. The density counts the token itself, as in the
-    published DPC-KNN of others. Checked: a brute-force oracle.
+    published DPC-KNN of others; of equally dense tokens the first is the denser. Checked: a
+    brute-force oracle.
     """
 
     Config = BatConfig
@@ -131,32 +131,46 @@ def density_peaks(tokens: Tokens, num_clusters: int, neighbors: int) -> "torch.T
     """
     import torch
 
-    x = tokens.features.float()
-    num = x.shape[1]
-    exact = "donot_use_mm_for_euclid_dist"  # a token is at distance 0 from itself
-    distances = torch.cdist(x, x, compute_mode=exact) / x.shape[2] ** 0.5
     infinite = float("inf")
+    num = tokens.features.shape[1]
+    squared = _squared_distances(tokens)
     if tokens.valid is not None:
-        distances = distances.masked_fill(~tokens.valid[:, None], infinite)
-    nearest = distances.sort(dim=2).values[..., : min(neighbors, num)]
-    is_there = nearest < infinite
-    squares = torch.where(is_there, nearest, 0).square().sum(dim=2)
-    density = (-squares / is_there.sum(dim=2).clamp(min=1)).exp()
+        squared = squared.masked_fill(~tokens.valid[:, None], infinite)
+    near = squared.sort(dim=2).values[..., : min(neighbors, num)]
+    is_there = near < infinite
+    density = -torch.where(is_there, near, 0).sum(dim=2) / is_there.sum(dim=2).clamp(min=1)
+    is_earlier = torch.ones(num, num, dtype=torch.bool, device=squared.device).tril(-1)
     is_denser = density[:, None] > density[..., None]
-    to_denser = distances.masked_fill(~is_denser, infinite).amin(dim=2)
-    widest = distances.masked_fill(distances == infinite, 0)
+    is_denser |= (density[:, None] == density[..., None]) & is_earlier
+    away = squared.masked_fill(~is_denser, infinite).amin(dim=2)
+    widest = squared.masked_fill(squared == infinite, 0)
     if tokens.valid is not None:
         widest = widest.masked_fill(~tokens.valid[..., None], 0)
-    widest = widest.amax(dim=(1, 2))[:, None].expand_as(density)
-    to_denser = torch.where(to_denser < infinite, to_denser, widest)
-    scores = to_denser * density
-    if tokens.valid is not None:
-        scores = scores.masked_fill(~tokens.valid, LOWEST)
-    centres = top_k(scores, num_clusters)
-    to_centre = distances.gather(2, centres[:, None].expand(-1, num, -1))
+    away = torch.where(away < infinite, away, widest.amax(dim=(1, 2))[:, None])
+    scores = density + away.clamp(min=TINY).log() / 2  # of the product: exp may underflow
+    centres = top_k(tokens.without_padding(scores), num_clusters)
+    to_centre = squared.gather(2, centres[:, None].expand(-1, num, -1))
     clusters = to_centre.argmin(dim=2)  # the first of equals
-    own = torch.arange(num_clusters, device=x.device).expand_as(centres)
+    own = torch.arange(num_clusters, device=squared.device).expand_as(centres)
     return clusters.scatter(1, centres, own)
+
+
+def _squared_distances(tokens: Tokens) -> "torch.Tensor":
+    """Return float32 [B, N, N]: squared Euclidean distances over C.
+
+    Of products of features around their mean, where less is lost to rounding.
+    """
+    import torch
+
+    x = tokens.features.float()
+    there = torch.ones_like(x[..., :1]) if tokens.valid is None else tokens.valid[..., None].float()
+    x = x - (x * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp(min=1)
+    products = x @ x.transpose(1, 2)
+    norms = products.diagonal(dim1=1, dim2=2)
+    squared = norms[:, None] + norms[..., None] - products - products.transpose(1, 2)
+    squared = squared.clamp(min=0) / x.shape[2]
+    squared.diagonal(dim1=1, dim2=2).zero_()
+    return squared
 
 
 def _subset(tokens: Tokens, index: "torch.Tensor") -> Tokens:
