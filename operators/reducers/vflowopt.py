@@ -92,17 +92,21 @@ class VFlowOpt(Reducer[VFlowOptConfig]):
         any_such = FieldSpec("uint8", (*crops, None, None, 3))
         return {"image": given if given is not None and any_such.accepts(given) else any_such}
 
-    def bind(self, fields: Mapping[str, FieldSpec]) -> None:
-        """Check also that pictures are of whole square patches."""
-        super().bind(fields)
-        image = fields.get("image")
+    def check_signal(self, name: str, spec: FieldSpec) -> None:
+        """Check that pictures are of whole square patches of the tokens.
+
+        Raises:
+            ContractError: they are not.
+        """
+        image = self._given.get("image")
         if not self.config.entropy_weight or image is None or len(image.shape) < 3:
-            return
-        rows, columns = grid(self._num_tokens, self.config.grid_width, self.config.name)
+            return  # the plan says what is missing or wrong
+        rows, columns = self._grid(spec.shape[-1] or 1)
         height, width = image.shape[-3:-1]
         if not height or not width or height // rows != width // columns or height < rows:
             raise ContractError(
-                f"vflowopt: image {image} has no square patches for {rows} x {columns} tokens",
+                f"vflowopt: image {image} has no square patches for the {rows} x {columns} tokens "
+                f"of {name}",
                 hint="give the picture that the encoder reads, of one size for all",
             )
 
@@ -115,7 +119,7 @@ class VFlowOpt(Reducer[VFlowOptConfig]):
         config = self.config
         share(config.keep, num_tokens, config.name)
         rows, columns = grid(num_tokens, config.grid_width, config.name)
-        dropped = round(num_tokens - self._budget(num_tokens)) + num_tokens // config.cell**2
+        dropped = round(num_tokens * (1 - self._share(num_tokens))) + num_tokens // config.cell**2
         if dropped > num_tokens:
             raise ContractError(
                 f"vflowopt: keep={config.keep} and one for each cell of {config.cell} x "
@@ -140,15 +144,15 @@ class VFlowOpt(Reducer[VFlowOptConfig]):
         count = torch.full((len(scores),), num, device=scores.device)
         if tokens.valid is not None:
             count = tokens.valid.sum(dim=1)
-        dropped = (count - self._budget(num) * (count / num)).round().long()
+        dropped = (count.double() * (1 - self._share(num))).round().long()
         dropped = dropped + count // self.config.cell**2
         token_map, lengths = recycle(tokens, scores, cells, dropped)
         found = merge(tokens, token_map, self.num_kept(num), scores.clamp(min=TINY))
         return Reduction(found.features, token_map, lengths)
 
-    def _budget(self, num_tokens: int) -> float:
+    def _share(self, num_tokens: int) -> float:
         keep = self.config.keep
-        return keep if isinstance(keep, int) else keep * num_tokens
+        return keep / num_tokens if isinstance(keep, int) else keep
 
     def _cells(self, num_tokens: int) -> "torch.Tensor":
         """Return bool [cells, N]: which tokens are in each cell."""

@@ -141,7 +141,7 @@ def test_padding_neither_asks_nor_is_merged() -> None:
 def test_mistakes() -> None:
     with pytest.raises(ContractError, match="would drop 42 of 36 tokens"):
         reducer("vflowopt", 36, keep=3, cell=2)
-    with pytest.raises(ContractError, match="no square patches for 6 x 6 tokens"):
+    with pytest.raises(ContractError, match="no square patches for the 6 x 6 tokens"):
         reducer(
             "vflowopt", 36, entropy_weight=1.0, extra={"image": FieldSpec("uint8", (12, 18, 3))}
         )
