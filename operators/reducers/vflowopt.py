@@ -119,7 +119,7 @@ class VFlowOpt(Reducer[VFlowOptConfig]):
         config = self.config
         share(config.keep, num_tokens, config.name)
         rows, columns = grid(num_tokens, config.grid_width, config.name)
-        dropped = round(num_tokens * (1 - self._share(num_tokens))) + num_tokens // config.cell**2
+        dropped = self._dropped(num_tokens)
         if dropped > num_tokens:
             raise ContractError(
                 f"vflowopt: keep={config.keep} and one for each cell of {config.cell} x "
@@ -146,9 +146,14 @@ class VFlowOpt(Reducer[VFlowOptConfig]):
             count = tokens.valid.sum(dim=1)
         dropped = (count.double() * (1 - self._share(num))).round().long()
         dropped = dropped + count // self.config.cell**2
+        dropped = torch.maximum(dropped, count - num + self._dropped(num))  # at most K
         token_map, lengths = recycle(tokens, scores, cells, dropped)
         found = merge(tokens, token_map, self.num_kept(num), scores.clamp(min=TINY))
         return Reduction(found.features, token_map, lengths)
+
+    def _dropped(self, num_tokens: int) -> int:
+        share_dropped = 1 - self._share(num_tokens)
+        return round(num_tokens * share_dropped) + num_tokens // self.config.cell**2
 
     def _share(self, num_tokens: int) -> float:
         keep = self.config.keep

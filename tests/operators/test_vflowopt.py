@@ -138,6 +138,17 @@ def test_padding_neither_asks_nor_is_merged() -> None:
     assert torch.equal(found.token_map[valid], alone.token_map[0])
 
 
+def test_no_padding_leaves_more_than_the_most() -> None:
+    """Of 15 tokens one more stays than of 16, for which a whole cell is counted."""
+    op = reducer("vflowopt", 16, keep=0.3, threshold=0.0)
+    valid = torch.arange(16) < torch.arange(1, 17)[:, None]
+    given = tokens_of(torch.randn(16, 16, 3), attention=torch.rand(16, 1, 1, 16, 16))
+    found = op.reduce(replace(given, valid=valid))
+    assert found.lengths is not None
+    assert int(found.lengths.max()) == op.num_kept(16) == found.features.shape[1] == 5
+    assert torch.equal(found.token_map.amax(dim=1) + 1, found.lengths)
+
+
 def test_mistakes() -> None:
     with pytest.raises(ContractError, match="would drop 42 of 36 tokens"):
         reducer("vflowopt", 36, keep=3, cell=2)
