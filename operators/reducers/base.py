@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from operators.base import Batch, Column, FieldSpec, Operator, OperatorConfig, Ragged, Resources
-from operators.columns import num_rows, take_batch
+from operators.columns import num_rows, take_batch, to_numpy, to_torch
 from operators.errors import ContractError, RowErrors, SampleError
 
 if TYPE_CHECKING:
@@ -36,17 +36,25 @@ SIGNALS: Mapping[str, tuple[FieldSpec, str]] = {
     ),
     "keys": (FieldSpec(FLOATS, (None, None, None)), "[N, H, D]: keys of the layer `key_layer`"),
     "values": (FieldSpec(FLOATS, (None, None, None)), "[N, H, D]: values of the same layer"),
+    "cls_logits": (
+        FieldSpec("float32", (None, None, None)),
+        "[L, H, N]: scores of the class token before the softmax, of the same layers",
+    ),
 }
 """What an encoder tells of its tokens beside their features: spec of a row, and what it is."""
 
 LOWEST = -1e30
 """Below every score that a method gives."""
 
+TINY = 1e-30
+"""Instead of zero where something is divided by a sum of weights."""
+
 _TOKEN_AXES: Mapping[str, tuple[int, ...]] = {
     "cls_attention": (3,),
     "attention": (3, 4),
     "keys": (1,),
     "values": (1,),
+    "cls_logits": (3,),
 }
 """Axes of a batch of signals that count tokens."""
 
@@ -79,8 +87,10 @@ class Tokens:
         attention: float32 [B, L, H, N, N].
         keys: [B, N, H, D].
         values: [B, N, H, D].
-        names: What random numbers of each row depend on: the sample's key, and which of its crops
-            it is; only where ``reads_key``.
+        cls_logits: float32 [B, L, H, N].
+        crops: int64 [I + 1]: image i has rows ``crops[i]`` to ``crops[i + 1]``; None where each
+            row is an image.
+        more: The fields of ``further_inputs``, a row for each image.
     """
 
     features: "torch.Tensor"
@@ -90,7 +100,9 @@ class Tokens:
     attention: "torch.Tensor | None" = None
     keys: "torch.Tensor | None" = None
     values: "torch.Tensor | None" = None
-    names: tuple[str, ...] = ()
+    cls_logits: "torch.Tensor | None" = None
+    crops: np.ndarray | None = None
+    more: Mapping[str, Column] = field(default_factory=dict)
 
     def without_padding(self, scores: "torch.Tensor") -> "torch.Tensor":
         """Return scores [B, N] so low for padding that it comes last; finite, unlike -inf."""
@@ -113,14 +125,19 @@ class Reduction:
         lengths: int64 [B], rows that count, where some images keep fewer; None is all K.
         index: int64 [B, K]: the token that each output row is a copy of, for methods that select;
             None for those that merge.
-        extra: [B, ...], all of the reducer's ``extras`` that were asked for, and maybe more.
+        sizes: float32 [B, K], where rows also hold tokens that the map sends elsewhere; None is
+            what the map says.
+        more: [B, K] for each of ``further_outputs``.
+        extra: [B, ...] for each of ``extras``.
     """
 
     features: "torch.Tensor"
     token_map: "torch.Tensor"
     lengths: "torch.Tensor | None" = None
     index: "torch.Tensor | None" = None
-    extra: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    sizes: "torch.Tensor | None" = None
+    more: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
+    extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
 
 
 ConfigT = TypeVar("ConfigT", bound=ReducerConfig)
@@ -138,6 +155,9 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     Crops. ``features`` [V, N, C] (V crops of every image) or ragged [*, N, C] (as many as each
     image has) are reduced crop by crop, and all that is added has the crops in front as well.
 
+    A method that ``is_joint`` takes all crops (frames, views) of an image as one row of V * N
+    tokens instead, and writes [K, C], to whose rows the map [V, N] leads; V must be fixed.
+
     Images that keep different numbers: where ``is_adaptive``, after such a reducer, and where the
     encoder gives ``token_mask`` bool [N] (False for padding, which is dropped). ``features`` and
     ``sizes`` are ragged then, and hold the crops of an image one after another.
@@ -154,10 +174,12 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     """Where the method is from: arXiv:..."""
     is_adaptive: ClassVar[bool] = False
     """How many tokens are left depends on the image."""
-    needs_grid: ClassVar[bool] = False
+    needs_grid: bool = False
     """Tokens must stand in the encoder's raster order: no reducer may come before."""
-    is_soft: ClassVar[bool] = False
-    """Rows are averages over more tokens than ``token_map`` says, which gives the main one."""
+    needs_crops: ClassVar[bool] = False
+    """Several crops of each image must be given."""
+    is_joint: ClassVar[bool] = False
+    """Tokens of all crops of an image stand in one row of the batch."""
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__(config)
@@ -172,23 +194,24 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         return ()
 
     @property
-    def extras(self) -> Mapping[str, tuple[FieldSpec, str]]:
-        """What it adds when it is asked for: spec of an image (or crop) once bound, what it is."""
-        return {}
-
-    @property
-    def reads_key(self) -> bool:
-        """Whether it draws random numbers."""
+    def needs_whole(self) -> bool:
+        """Whether no padding may be there: no ``token_mask``."""
         return False
 
     @property
-    def joined(self) -> int:
-        """How many crops (frames) that follow one another are reduced as if they were one.
+    def further_inputs(self) -> Mapping[str, FieldSpec]:
+        """Fields of an image, beside features and signals, that it reads."""
+        return {}
 
-        Where it is not 1, rows of ``features`` are no longer by crop, [*, C], and ``token_map``
-        [V, N] counts them through.
-        """
-        return 1
+    @property
+    def further_outputs(self) -> Mapping[str, str]:
+        """Fields that it adds beside ``sizes``, one value a row of the result -> their dtype."""
+        return {}
+
+    @property
+    def extras(self) -> Mapping[str, tuple[FieldSpec, str]]:
+        """What it adds when it is asked for: spec of an image (or crop) once bound, what it is."""
+        return {}
 
     @abstractmethod
     def num_kept(self, num_tokens: int) -> int:
@@ -201,6 +224,13 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @abstractmethod
     def reduce(self, tokens: Tokens) -> Reduction:
         """Reduce a batch; rows do not depend on each other."""
+
+    def faults(self, tokens: Tokens) -> Mapping[int, str]:  # noqa: ARG002 - nothing may be wrong
+        """Return what is wrong with the ``further_inputs`` of some images: image -> what.
+
+        ``reduce`` is given these too, and must get over them; its results are thrown away.
+        """
+        return {}
 
     def check_signal(self, name: str, spec: FieldSpec) -> None:
         """Check that a signal is what the method needs, for example of how many layers.
@@ -218,7 +248,9 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @property
     def offers(self) -> Mapping[str, str]:
         """Every signal, when an earlier operator gives it, and ``extras``."""
-        return {name: about for name, (_, about) in {**SIGNALS, **self.extras}.items()}
+        names = ("keys", "values") if self.is_joint else SIGNALS
+        extras = {name: about for name, (_, about) in self.extras.items()}
+        return {name: SIGNALS[name][1] for name in names} | extras
 
     def bind(self, fields: Mapping[str, FieldSpec]) -> None:
         """Take the number of tokens, crops and channels from the job, and check the signals."""
@@ -233,20 +265,37 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
                 hint="tokens of different number come from another reducer of images whose number "
                 "of crops is fixed, with its token_map",
             )
+        if self.needs_crops and len(features.shape) == 2:
+            raise ContractError(
+                f"{name}: features {features} are of one crop, expected several of each image",
+                hint="let the encoder read crops, frames or views: [V, N, C]",
+            )
+        if self.is_joint and None in features.shape:
+            raise ContractError(
+                f"{name}: features {features}, but crops, frames and tokens must be equally many "
+                "for all",
+                hint="give a fixed number of each",
+            )
+        if self.needs_whole and "token_mask" in fields:
+            raise ContractError(
+                f"{name}: token_mask says that some tokens are padding, which has no place here",
+                hint="let the encoder read images without padding",
+            )
         if self.needs_grid and "token_map" in fields:
             raise ContractError(
                 f"{name}: reads tokens in raster order, but an earlier reducer changed it",
                 hint=f"put {name} first",
             )
-        self.num_kept(self._num_joined)
+        self.num_kept(self._num_tokens)
         for signal in self.signals:
             if signal not in fields:
                 continue
             shape = fields[signal].shape[len(features.shape) - 2 :]
             found = {shape[axis - 1] for axis in _TOKEN_AXES[signal] if axis <= len(shape)}
-            if found != {self._num_tokens}:
+            tokens = self._num_tokens // (self.joint_crops or 1)
+            if found != {tokens}:
                 raise ContractError(
-                    f"{name}: {signal} {fields[signal]} is not of the {self._num_tokens} tokens of "
+                    f"{name}: {signal} {fields[signal]} is not of the {tokens} tokens of "
                     f"features {features}",
                     hint="both come from one encoder, and reducers between pass signals on",
                 )
@@ -257,10 +306,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """``features`` and the signals; ``token_map`` and ``sizes`` after another reducer."""
         features = self._given.get("features")
         shape = (None, None) if features is None else features.shape
-        found = {"features": FieldSpec(FLOATS, shape)}
+        found = {"features": FieldSpec(FLOATS, shape), **self.further_inputs}
         crops = shape[:-2]
-        if self.reads_key:
-            found["key"] = FieldSpec("string")
         for signal in sorted({*self.signals, *(self._asked & set(SIGNALS))}):
             spec = SIGNALS[signal][0]
             any_such = replace(spec, shape=(*crops, *spec.shape))
@@ -277,29 +324,31 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         features = self._given.get("features", FieldSpec("float32", (1, 1)))
         *crops, _, channels = features.shape
         before = self._given.get("token_map")
-        encoded = (*crops, self._num_tokens) if before is None else before.shape
+        encoded = (*crops, features.shape[-2] or self._num_tokens)
+        if before is not None:
+            encoded = before.shape
+        if self.is_joint:
+            crops = []
         count = "int16" if math.prod(n or 1 for n in encoded) < 1 << 15 else "int32"
-        kept = self.num_kept(self._num_joined)
-        left: tuple[int | None, ...] = (*crops, kept)
+        left: tuple[int | None, ...] = (*crops, self.num_kept(self._num_tokens))
         if self._is_ragged:
             left = (None,)
-        elif self.joined > 1:
-            left = ((crops[0] or 0) // self.joined * kept,)
         found = {
             "features": FieldSpec(features.dtype, (*left, channels)),
             "token_map": FieldSpec(count, encoded),
             "sizes": FieldSpec(count, left),
+            **{name: FieldSpec(dtype, left) for name, dtype in self.further_outputs.items()},
         }
         for name in sorted(self._asked & set(self.extras)):
-            spec = self.extras[name][0]
-            found[name] = replace(spec, shape=(*crops, *spec.shape))
+            extra = self.extras[name][0]
+            found[name] = replace(extra, shape=(*crops, *extra.shape))
         for signal in sorted(self._asked):
-            given = self._given.get(signal)
-            if given is not None and self.joined == 1 and not (crops and self._is_ragged):
-                shape = list(given.shape)
+            spec = self._given.get(signal)
+            if spec is not None and not (crops and self._is_ragged):
+                shape = list(spec.shape)
                 for axis in _TOKEN_AXES[signal]:
-                    shape[len(crops) + axis - 1] = kept
-                found[signal] = replace(given, shape=tuple(shape))
+                    shape[len(crops) + axis - 1] = self.num_kept(self._num_tokens)
+                found[signal] = replace(spec, shape=tuple(shape))
         return found
 
     @property
@@ -314,8 +363,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
     def metadata(self) -> Mapping[str, object]:
         """What the map is, and from where."""
-        about = {"reducer": self.config.name, "paper": self.paper, "tokens": self._num_tokens}
-        return {**about, "soft": True} if self.is_soft else about
+        return {"reducer": self.config.name, "paper": self.paper, "tokens": self._num_tokens}
 
     def __call__(self, batch: Batch) -> Batch:
         """Reduce a batch; see the class."""
@@ -323,27 +371,20 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         features = batch["features"]
         rows = num_rows(features)
-        crops: int | np.ndarray | None = None
-        if len(self.inputs["features"].shape) == 3:
-            crops = features.offsets if isinstance(features, Ragged) else features.shape[1]
-        if isinstance(crops, int):
-            crops //= self.joined
-        tokens = self._tokens(batch, crops)
+        crops = self._crops(features)
+        tokens = self.tokens(batch)
         bad = self._not_finite(tokens)
         reduction = self.reduce(_without(tokens, bad))
         columns = self._columns(tokens, reduction, batch, crops)
-        shapes = {name: spec.shape for name, spec in self.outputs.items()}
-        found = {
-            name: _as_rows(column, crops, rows, shapes[name]) for name, column in columns.items()
-        }
-        if not bool(bad.any()):
+        found = {name: _as_rows(column, crops, rows) for name, column in columns.items()}
+        name = self.config.name
+        errors = {row: SampleError(f"{name}: {what}") for row, what in self.faults(tokens).items()}
+        if bool(bad.any()):
+            not_finite = _images(crops, rows)[torch.nonzero(bad).flatten().cpu().numpy()]
+            what = "features or signals hold NaN or infinity, expected finite"
+            errors |= {int(row): SampleError(f"{name}: {what}") for row in np.unique(not_finite)}
+        if not errors:
             return found
-        errors = {
-            int(row): SampleError(
-                f"{self.config.name}: features or signals hold NaN or infinity, expected finite"
-            )
-            for row in np.unique(_images(crops, rows)[torch.nonzero(bad).flatten().cpu().numpy()])
-        }
         raise RowErrors(errors, take_batch(found, np.setdiff1d(np.arange(rows), list(errors))))
 
     @property
@@ -358,20 +399,15 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """N: of a ragged input the most there can be."""
         features = self._given.get("features", FieldSpec("float32", (1, 1)))
         if features.shape[-2] is not None:
-            return features.shape[-2]
+            return features.shape[-2] * (self.joint_crops or 1)
         for name, axes in _TOKEN_AXES.items():  # as wide as the reducer before left them
             if name in self._given:
                 return int(self._given[name].shape[axes[0] - 1] or 1)
         before = self._given.get("token_map", FieldSpec("int16", (None,))).shape
         return math.prod(n or 0 for n in before)
 
-    @property
-    def _num_joined(self) -> int:
-        """N of a row of ``Tokens``."""
-        return self._num_tokens * self.joined
-
-    def _tokens(self, batch: Batch, crops: "int | np.ndarray | None") -> Tokens:
-        """Return the batch with crops as rows, and rows of different length padded."""
+    def tokens(self, batch: Batch) -> Tokens:
+        """Return a batch as ``reduce`` takes it: crops are rows, and short rows are padded."""
         import torch
 
         features = self._flat(batch["features"])
@@ -386,13 +422,29 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if "sizes" in self._given:
             sizes = self._flat(batch["sizes"]).float()
         signals = {name: self._flat(batch[name]) for name in self.signals}
-        names = _names(batch["key"].to_pylist(), crops) if self.reads_key else ()
-        return Tokens(features, sizes, valid, names=names, **signals)
+        crops = self._crops(batch["features"])
+        if isinstance(crops, int):
+            crops = np.arange(num_rows(batch["features"]) + 1) * crops
+        more = {name: batch[name] for name in self.further_inputs}
+        return Tokens(features, sizes, valid, crops=crops, more=more, **signals)
 
     @property
     def _crop_axes(self) -> int:
-        """1 where an image has crops, else 0."""
-        return len(self.inputs["features"].shape) - 2
+        """1 where an image has crops that are rows of their own, else 0."""
+        return 0 if self.is_joint else len(self.inputs["features"].shape) - 2
+
+    def _crops(self, features: Column) -> "int | np.ndarray | None":
+        """Return how many crops each image has, or where each image's begin; None without any."""
+        if not self._crop_axes:
+            return None
+        return features.offsets if isinstance(features, Ragged) else int(features.shape[1])
+
+    @property
+    def joint_crops(self) -> int | None:
+        """V of a method that takes them as one row; None where there are none to join."""
+        features = self._given.get("features")
+        is_joined = self.is_joint and features is not None and len(features.shape) == 3
+        return features.shape[0] if is_joined and features is not None else None
 
     def _flat(self, column: Column) -> "torch.Tensor":
         """Return a column with crops as rows, and rows of different length padded with zeros."""
@@ -400,11 +452,10 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         if not isinstance(column, Ragged):
             tensor: torch.Tensor = column
-            if not self._crop_axes:
-                return tensor
-            wide = tensor.unflatten(1, (-1, self.joined)).flatten(0, 1)
-            return wide.flatten(1, 2) if self.joined > 1 else wide[:, 0]
-        values = torch.from_numpy(column.values).to(self.config.device)
+            if self.joint_crops:
+                return tensor.flatten(1, 2)
+            return tensor.flatten(0, 1) if self._crop_axes else tensor
+        values = to_torch(column.values).to(self.config.device)
         if self._crop_axes:
             return values
         padded = values.new_zeros((len(column), self._num_tokens, *values.shape[1:]))
@@ -433,26 +484,35 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         dtype = getattr(torch, self.outputs["token_map"].dtype)
         token_map, kept = reduction.token_map, reduction.features.shape[1]
-        sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0].round().to(dtype)
-        found: dict[str, Any] = {"features": reduction.features, "sizes": sizes}
+        sizes = reduction.sizes
+        if sizes is None:
+            sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0]
+        found: dict[str, Any] = {
+            "features": reduction.features,
+            "sizes": sizes.round().to(dtype),
+            **reduction.more,
+        }
         lengths = reduction.lengths
         if self._is_ragged:
             if lengths is None:
                 lengths = torch.full((len(token_map),), kept, device=token_map.device)
             found = {name: (column, lengths) for name, column in found.items()}
-        if crops is not None and (self._is_ragged or self.joined > 1):
-            counts = torch.full((len(token_map),), kept) if lengths is None else lengths
-            starts = _starts(counts.to(token_map.device), crops)
-            token_map = torch.where(token_map < 0, -1, token_map + starts[:, None])
+            if crops is not None:  # the crops of an image follow one another
+                token_map = torch.where(
+                    token_map < 0, -1, token_map + _starts(lengths, crops)[:, None]
+                )
         if "token_map" in self._given:
             before = self._flat(batch["token_map"]).long()
             shape = before.shape
-            if self.joined > 1:
-                firsts = torch.arange(self.joined, device=before.device) * self._num_tokens
-                firsts = firsts.repeat_interleave(shape[1] // self.joined)
-                before = torch.where(before < 0, -1, before + firsts)
+            if self.joint_crops:  # an earlier map counts the rows of one crop
+                first = torch.arange(self.joint_crops, device=before.device)
+                first = first * (self._num_tokens // self.joint_crops)
+                first = first.repeat_interleave(shape[1] // self.joint_crops)
+                before = torch.where(before < 0, -1, before + first)
             carried = token_map.gather(1, before.clamp(min=0).flatten(1))
             token_map = torch.where(before < 0, -1, carried.reshape(shape))
+        if self.joint_crops:
+            token_map = token_map.unflatten(1, (self.joint_crops, -1))
         found["token_map"] = token_map.to(dtype)
         found |= {name: reduction.extra[name] for name in self._asked & set(self.extras)}
         for name in self._asked & set(self.outputs) & set(SIGNALS):
@@ -492,13 +552,16 @@ def select(tokens: Tokens, index: "torch.Tensor") -> Reduction:
     return Reduction(features, token_map, lengths, index)
 
 
-def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
+def merge(
+    tokens: Tokens, token_map: "torch.Tensor", kept: int, weights: "torch.Tensor | None" = None
+) -> Reduction:
     """Average tokens, weighted by size, in float32.
 
     Args:
         tokens: What is given.
         token_map: int64 [B, N]: the output row of each token, -1 drops it.
         kept: K; a row that no token goes into is zero.
+        weights: [B, N], positive, to weigh by instead.
     """
     import torch
 
@@ -510,10 +573,36 @@ def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
         place = order.argsort(dim=1)  # where each row goes, empty ones last
         token_map = torch.where(token_map < 0, -1, place.gather(1, token_map.clamp(min=0)))
         lengths = (~is_empty).sum(dim=1)
-    total = sum_by_map(sizes, token_map, kept)
-    summed = sum_by_map(tokens.features.float() * sizes, token_map, kept)
-    features = summed / total.clamp(min=1)
+    weigh = sizes if weights is None else weights[..., None]
+    total = sum_by_map(weigh, token_map, kept).clamp(min=TINY)
+    part = weigh / total.gather(1, token_map.clamp(min=0)[..., None])  # 1 for a token by itself
+    part = part.masked_fill(token_map[..., None] < 0, 0)
+    features = sum_by_map(tokens.features.float() * part, token_map, kept)
     return Reduction(features.to(tokens.features.dtype), token_map, lengths)
+
+
+def select_some(tokens: Tokens, index: "torch.Tensor", lengths: "torch.Tensor") -> Reduction:
+    """Keep some tokens as they are, a different number of each row.
+
+    Args:
+        tokens: What is given.
+        index: int64 [B, K], different tokens of each row, no padding among those that count.
+        lengths: int64 [B]: how many of a row's, from the first, are kept.
+    """
+    import torch
+
+    places = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    token_map = torch.full(tokens.features.shape[:2], -1, device=index.device)
+    token_map.scatter_(1, index, torch.where(places < lengths[:, None], places, -1))
+    features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.features.shape[2]))
+    return Reduction(features, token_map, lengths, index)
+
+
+def in_raster_order(is_kept: "torch.Tensor") -> "torch.Tensor":
+    """Return int64 [B, N]: the tokens of bool [B, N] that are kept, as read, then the others."""
+    import torch
+
+    return (~is_kept).to(torch.int8).sort(dim=1, stable=True).indices
 
 
 def sum_by_map(values: "torch.Tensor", token_map: "torch.Tensor", kept: int) -> "torch.Tensor":
@@ -524,8 +613,18 @@ def sum_by_map(values: "torch.Tensor", token_map: "torch.Tensor", kept: int) -> 
     import torch
 
     rows = torch.arange(kept, device=token_map.device)
-    goes = token_map[:, None, :] == rows[:, None]
-    return goes.to(values.dtype) @ values
+    goes = (token_map[:, None, :] == rows[:, None]).to(values.dtype)
+    return times_vector(goes, values[..., 0])[..., None] if values.shape[2] == 1 else goes @ values
+
+
+def times_vector(matrix: "torch.Tensor", vector: "torch.Tensor") -> "torch.Tensor":
+    """Multiply matrices [..., N, M] with a vector [..., M] each: [..., N].
+
+    As two columns: for a single one, a batch of one takes another routine, which rounds otherwise.
+    """
+    import torch
+
+    return (matrix @ torch.stack([vector, vector], dim=-1))[..., 0]
 
 
 def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":
@@ -534,7 +633,11 @@ def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":
 
 
 def share(
-    keep: int | float, num_tokens: int, name: str, rounding: Callable[[float], int] = round
+    keep: int | float,
+    num_tokens: int,
+    name: str,
+    rounding: Callable[[float], int] = round,
+    option: str = "keep",
 ) -> int:
     """Return K of a budget.
 
@@ -543,6 +646,7 @@ def share(
         num_tokens: N.
         name: Of the reducer, for the message.
         rounding: How its authors make a whole number of a share; ``round`` is half to even.
+        option: Of the budget, for the message.
 
     Raises:
         ContractError: more than there are, or none.
@@ -550,7 +654,8 @@ def share(
     kept = keep if isinstance(keep, int) else rounding(keep * num_tokens)
     if not 1 <= kept <= num_tokens:
         raise ContractError(
-            f"{name}: keep={keep} is {kept} of {num_tokens} tokens",
+            f"{name}: {option}={keep} is {kept} of {num_tokens}"
+            + (" tokens" if option == "keep" else ""),
             hint=f"keep between 1 and {num_tokens}",
         )
     return kept
@@ -570,7 +675,7 @@ def _without(tokens: Tokens, bad: "torch.Tensor") -> Tokens:
     """Return tokens with zeros in rows that are rejected, so that they disturb no method."""
     if not bool(bad.any()):
         return tokens
-    names = ("features", "cls_attention", "attention", "keys", "values")
+    names = ("features", *SIGNALS)
     found = {name: getattr(tokens, name) for name in names}
     return replace(
         tokens,
@@ -604,16 +709,6 @@ def _images(crops: "int | np.ndarray | None", rows: int) -> np.ndarray:
     return np.repeat(np.arange(rows), per_image)
 
 
-def _names(keys: list[str], crops: "int | np.ndarray | None") -> tuple[str, ...]:
-    """Return what the random numbers of each row depend on; the first crop's is the bare key."""
-    per_image = np.diff(crops) if isinstance(crops, np.ndarray) else [crops or 1] * len(keys)
-    return tuple(
-        key if crop == 0 else f"{key}\0{crop}"  # no key has a NUL
-        for key, count in zip(keys, per_image, strict=True)
-        for crop in range(count)
-    )
-
-
 def _starts(lengths: "torch.Tensor", crops: "int | np.ndarray") -> "torch.Tensor":
     """Return int64 [B]: how many rows an image's earlier crops have left."""
     import torch
@@ -626,9 +721,7 @@ def _starts(lengths: "torch.Tensor", crops: "int | np.ndarray") -> "torch.Tensor
     return before - padded[torch.from_numpy(firsts).to(lengths.device)][image]
 
 
-def _as_rows(
-    column: Any, crops: "int | np.ndarray | None", rows: int, shape: tuple[int | None, ...]
-) -> Column:
+def _as_rows(column: Any, crops: "int | np.ndarray | None", rows: int) -> Column:
     """Undo ``_flat``: give the crops of an image back to its row."""
     if isinstance(column, tuple):
         import torch
@@ -638,7 +731,7 @@ def _as_rows(
         per_image = np.zeros(rows, np.int64)
         np.add.at(per_image, _images(crops, rows), lengths.cpu().numpy())
         offsets = np.concatenate(([0], np.cumsum(per_image)))
-        return Ragged(padded[is_there].cpu().numpy(), offsets)
+        return Ragged(to_numpy(padded[is_there]), offsets)
     if isinstance(crops, np.ndarray):
-        return Ragged(column.cpu().numpy(), crops)
-    return column if crops is None else column.reshape(rows, *shape)
+        return Ragged(to_numpy(column), crops)
+    return column if crops is None else column.reshape(rows, crops, *column.shape[1:])

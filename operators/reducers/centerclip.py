@@ -1,6 +1,7 @@
 """CenterCLIP: medoids of the tokens of an image, or of several frames together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -79,7 +80,8 @@ class CenterCLIP(Reducer[CenterCLIPConfig]):
 
     ``features`` [T, N, C] are T frames: so many ``frames`` in a row are a segment, whose tokens are
     clustered together, frame by frame, and all of a video's medoids stand one after another. With
-    one frame a segment, or [N, C], every frame is clustered by itself.
+    one frame a segment, or [N, C], every frame is clustered by itself. Rows are not by frame: the
+    map [T, N] counts them through.
 
     The start is greedy and needs no chance: the token of the largest norm, then always the one that
     is farthest from its nearest centre. A new medoid is the member with the smallest sum of
@@ -100,6 +102,7 @@ class CenterCLIP(Reducer[CenterCLIPConfig]):
 
     Config = CenterCLIPConfig
     paper = "arXiv:2205.00823"
+    is_joint = True
 
     def bind(self, fields: Mapping[str, FieldSpec]) -> None:
         """Check that the frames of a video are whole segments.
@@ -118,21 +121,48 @@ class CenterCLIP(Reducer[CenterCLIPConfig]):
                 )
         super().bind(fields)
 
-    @property
-    def joined(self) -> int:
-        """Frames of a segment."""
-        return self.config.frames
-
     def num_kept(self, num_tokens: int) -> int:
-        """Return ``keep``, or its share of a segment's tokens, cut to a whole number."""
+        """Return ``keep``, or its share of a segment's tokens, cut to a whole number; of all."""
+        count = self._segments
+        return count * self._kept_of(num_tokens // count)
+
+    @property
+    def _segments(self) -> int:
+        """How many an image or video has."""
+        return max(1, (self.joint_crops or 1) // self.config.frames)
+
+    def _kept_of(self, num_tokens: int) -> int:
+        """Return what is left of a segment."""
         return share(self.config.keep, num_tokens, self.config.name, rounding=int)
 
     def reduce(self, tokens: Tokens) -> Reduction:
-        """Start, and move the medoids."""
+        """Cluster every segment; their clusters stand one after another."""
+        import torch
+
+        count = self._segments
+        segments = replace(
+            tokens,
+            features=tokens.features.unflatten(1, (count, -1)).flatten(0, 1),
+            sizes=tokens.sizes.unflatten(1, (count, -1)).flatten(0, 1),
+            valid=None
+            if tokens.valid is None
+            else tokens.valid.unflatten(1, (count, -1)).flatten(0, 1),
+        )
+        centres, slots = self._cluster(segments)
+        num, kept = slots.shape[1], centres.shape[1]
+        segment = torch.arange(count, device=centres.device)[:, None]
+        centres = (centres.unflatten(0, (-1, count)) + segment * num).flatten(1)
+        slots = (slots.unflatten(0, (-1, count)) + segment * kept).flatten(1)
+        if self.config.rows == "means":
+            return merge(tokens, slots, count * kept)
+        return keep_centres(tokens, centres, slots)
+
+    def _cluster(self, tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return int64 [S, K], the medoids of segments, and [S, N], whose cluster tokens are in."""
         import torch
 
         x, valid, num = tokens.features.float(), tokens.valid, tokens.features.shape[1]
-        kept = self.num_kept(num)
+        kept = self._kept_of(num)
         if self.config.normalize:
             x = unit(x)
         norms = tokens.without_padding(x.norm(dim=2))
@@ -156,10 +186,7 @@ class CenterCLIP(Reducer[CenterCLIPConfig]):
             return sums if valid is None else sums.masked_fill(~valid, FARTHER)
 
         centres = raster(move_medoids(finite, centres, costs, self.config.iterations), valid)
-        slots = nearest(finite, centres)
-        if self.config.rows == "means":
-            return merge(tokens, slots, kept)
-        return keep_centres(tokens, centres, slots)
+        return centres, nearest(finite, centres)
 
     def _neighbours(self, num_tokens: int) -> int:
         """How many the graph of a segment joins each token to."""

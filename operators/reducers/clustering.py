@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from operators.reducers.base import Reduction, Tokens
@@ -113,18 +114,35 @@ def raster(centres: "torch.Tensor", valid: "torch.Tensor | None") -> "torch.Tens
     return (centres + is_padding * num).sort(dim=1).values % num
 
 
+def names_of(tokens: Tokens) -> pa.Array:
+    """Return what random numbers of each row depend on, large_string [B].
+
+    It is the sample's key, and for the second crop on which one it is.
+    """
+    keys = tokens.more["key"]
+    if tokens.crops is None:
+        return keys
+    return pa.array(
+        [
+            key if crop == 0 else f"{key}\0{crop}"  # no key has a NUL
+            for key, count in zip(keys.to_pylist(), np.diff(tokens.crops), strict=True)
+            for crop in range(count)
+        ],
+        pa.large_string(),
+    )
+
+
 def drawn(tokens: Tokens, seed: int, purpose: str) -> "torch.Tensor":
     """Return int64 [B, 1]: a token of each row, drawn from those that are no padding.
 
     Args:
-        tokens: Whose names, with the seed, are all that it depends on.
+        tokens: Whose keys, with the seed, are all that it depends on.
         seed: Of the job.
         purpose: Of the number; another one gives independent tokens.
     """
     import torch
 
-    keys = pa.array(tokens.names, pa.large_string())
-    draws = torch.from_numpy(draws_of_keys(seed, purpose, keys)[:, :1].copy())
+    draws = torch.from_numpy(draws_of_keys(seed, purpose, names_of(tokens))[:, :1].copy())
     if tokens.valid is None:
         return (draws * tokens.features.shape[1]).long().to(tokens.features.device)
     order = (~tokens.valid).to(torch.int8).sort(dim=1, stable=True).indices
@@ -137,12 +155,18 @@ def keep_centres(tokens: Tokens, centres: "torch.Tensor", slots: "torch.Tensor")
 
     Args:
         tokens: What is given.
-        centres: int64 [B, K], different tokens; padding last.
+        centres: int64 [B, K], different tokens; rows of padding are left out.
         slots: int64 [B, N].
     """
+    import torch
+
+    lengths = None
+    if tokens.valid is not None:
+        is_padding = ~tokens.valid.gather(1, centres)
+        order = is_padding.to(torch.int8).sort(dim=1, stable=True).indices
+        centres = centres.gather(1, order)
+        slots = order.argsort(dim=1).gather(1, slots).masked_fill(~tokens.valid, -1)
+        lengths = (~is_padding).sum(dim=1)
     channels = tokens.features.shape[2]
     features = tokens.features.gather(1, centres[..., None].expand(-1, -1, channels))
-    if tokens.valid is None:
-        return Reduction(features, slots, index=centres)
-    lengths = tokens.valid.gather(1, centres).sum(dim=1)
-    return Reduction(features, slots.masked_fill(~tokens.valid, -1), lengths, centres)
+    return Reduction(features, slots, lengths, centres)

@@ -39,19 +39,6 @@ def token_grid(grid: Grid | None, num_tokens: int, name: str) -> Grid:
     return rows, columns
 
 
-def refuse_padding(fields: Mapping[str, FieldSpec], name: str) -> None:
-    """Refuse tiles with padding.
-
-    Raises:
-        ContractError: there is a ``token_mask``.
-    """
-    if "token_mask" in fields:
-        raise ContractError(
-            f"{name}: needs whole grids, but token_mask marks padding in them",
-            hint="encode crops without padding, or choose a reducer that needs no grid",
-        )
-
-
 def reconstruction_fields(num_tokens: int, neighbours: int) -> Mapping[str, tuple[FieldSpec, str]]:
     """Return the fields that ``reconstruct`` (``unreduce.py``) needs, for ``extras``."""
     shape = (num_tokens, neighbours)

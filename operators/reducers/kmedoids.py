@@ -1,9 +1,11 @@
 """K-Medoids: tokens that stand for the clusters around them."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from operators.base import FieldSpec
 from operators.reducers.base import (
     Keep,
     Reducer,
@@ -82,9 +84,9 @@ class KMedoids(Reducer[KMedoidsConfig]):
         return ("attention", "cls_attention") if self.config.weights == "attention" else ()
 
     @property
-    def reads_key(self) -> bool:
-        """Where nothing says which centre is the first."""
-        return self.config.weights == "none"
+    def further_inputs(self) -> Mapping[str, FieldSpec]:
+        """The key, where nothing says which centre is the first."""
+        return {"key": FieldSpec("string")} if self.config.weights == "none" else {}
 
     def num_kept(self, num_tokens: int) -> int:
         """Return ``keep``, or its share of the tokens, cut to a whole number."""

@@ -1,12 +1,15 @@
 """Random tokens: the baseline that every method should beat."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from operators.base import FieldSpec
 from operators.reducers.base import Keep, Reducer, ReducerConfig, Reduction, Tokens, select, share
+from operators.reducers.clustering import names_of
 from operators.sequence.keyed_draws import draws_of_keys
 
 
@@ -31,9 +34,9 @@ class RandomTokens(Reducer[RandomTokensConfig]):
     paper = "none: a baseline"
 
     @property
-    def reads_key(self) -> bool:
-        """Always."""
-        return True
+    def further_inputs(self) -> Mapping[str, FieldSpec]:
+        """The key."""
+        return {"key": FieldSpec("string")}
 
     def num_kept(self, num_tokens: int) -> int:
         """Return ``keep``, or its share of the tokens, half to even."""
@@ -44,7 +47,7 @@ class RandomTokens(Reducer[RandomTokensConfig]):
         import torch
 
         num = tokens.features.shape[1]
-        numbers = numbers_of(self.config.seed, tokens.names, num)
+        numbers = numbers_of(self.config.seed, names_of(tokens), num)
         rank = torch.from_numpy(numbers.argsort(axis=1, kind="stable")).to(tokens.features.device)
         if tokens.valid is not None:  # padding last
             is_padding = (~tokens.valid.gather(1, rank)).to(torch.int8)
@@ -52,9 +55,9 @@ class RandomTokens(Reducer[RandomTokensConfig]):
         return select(tokens, rank[:, : self.num_kept(num)].sort(dim=1).values)
 
 
-def numbers_of(seed: int, names: tuple[str, ...], num: int) -> np.ndarray:
+def numbers_of(seed: int, names: pa.Array, num: int) -> np.ndarray:
     """Return uint64 [B, num], independent of one another."""
-    draws = draws_of_keys(seed, "random_tokens", pa.array(names, pa.large_string()))
+    draws = draws_of_keys(seed, "random_tokens", names)
     states = (draws[:, :1] * 2.0**53).astype(np.uint64)
     numbers = states + np.arange(1, num + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

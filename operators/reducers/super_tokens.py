@@ -12,7 +12,6 @@ from operators.reducers.grids import (
     Grid,
     reconstruction_columns,
     reconstruction_fields,
-    refuse_padding,
     token_grid,
 )
 
@@ -60,12 +59,11 @@ class SuperTokens(Reducer[SuperTokensConfig]):
     Config = SuperTokensConfig
     paper = "arXiv:2211.11167"
     needs_grid = True
-    is_soft = True
 
-    def bind(self, fields: Mapping[str, FieldSpec]) -> None:
-        """Check that the grid is whole."""
-        refuse_padding(fields, self.config.name)
-        super().bind(fields)
+    @property
+    def needs_whole(self) -> bool:
+        """Padding has no place in a grid."""
+        return True
 
     @property
     def extras(self) -> Mapping[str, tuple[FieldSpec, str]]:

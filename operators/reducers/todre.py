@@ -1,9 +1,11 @@
 """ToDRE, first stage: a diverse subset of tokens around one that matters."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from operators.base import FieldSpec
 from operators.reducers.base import (
     Keep,
     Reducer,
@@ -77,9 +79,9 @@ class ToDRE(Reducer[ToDREConfig]):
         return ("cls_attention",) if self.config.pivot == "cls_attention" else ()
 
     @property
-    def reads_key(self) -> bool:
-        """Where the pivot is drawn."""
-        return self.config.pivot == "random"
+    def further_inputs(self) -> Mapping[str, FieldSpec]:
+        """The key, where the pivot is drawn."""
+        return {"key": FieldSpec("string")} if self.config.pivot == "random" else {}
 
     def num_kept(self, num_tokens: int) -> int:
         """Return ``keep``, or its share of the tokens, half to even."""

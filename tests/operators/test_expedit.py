@@ -128,7 +128,7 @@ def test_weights_of_large_features_do_not_underflow() -> None:
         ({"clusters": (2, 2), "grid": (5, 7)}, r"36 tokens are not grid=\[5, 7\]"),
         (
             {"clusters": (2, 2), "extra": {"token_mask": FieldSpec("bool", (36,))}},
-            "token_mask marks padding",
+            "token_mask says that some tokens are padding",
         ),
     ],
 )

@@ -24,7 +24,7 @@ def test_the_numbers() -> None:
             z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
             z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
             wanted.append(z ^ (z >> 31))
-        assert numbers_of(3, (name,), 5).tolist() == [wanted]
+        assert numbers_of(3, pa.array([name], pa.large_string()), 5).tolist() == [wanted]
 
 
 def test_the_choice_is_the_same_as_ever() -> None:
@@ -47,7 +47,7 @@ def test_padding_does_not_change_who_is_drawn_before_whom() -> None:
     valid = torch.ones(50, 12, dtype=torch.bool)
     valid[:, ::3] = False
     found = reducer("random_tokens", 12, keep=4).reduce(replace(tokens, valid=valid))
-    order = numbers_of(0, tokens.names, 12).argsort(axis=1)
+    order = numbers_of(0, tokens.more["key"], 12).argsort(axis=1)
     for row in range(50):
         wanted = sorted([i for i in order[row].tolist() if i % 3][:4])
         assert found.index is not None

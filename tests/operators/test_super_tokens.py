@@ -77,7 +77,10 @@ def test_the_main_cell_is_inside_even_where_all_shares_are_lost() -> None:
     ("options", "match"),
     [
         ({"cell": (4, 2)}, r"cell=\[4, 2\] does not divide a grid of \[6, 6\]"),
-        ({"extra": {"token_mask": FieldSpec("bool", (36,))}}, "token_mask marks padding"),
+        (
+            {"extra": {"token_mask": FieldSpec("bool", (36,))}},
+            "token_mask says that some tokens are padding",
+        ),
     ],
 )
 def test_grids_that_do_not_fit(options: dict[str, Any], match: str) -> None:
