@@ -153,7 +153,7 @@ def show(running: Mapping[str, "Running"], pairs: Mapping[str, Sequence[Any]]) -
             f"| {clock:.3g} | {running[name].memory} |"
         )
     for name, one in running.items():
-        if not one.case.baseline:
+        if not one.case.baseline and one.turns:
             speed = statistics.median(turn.per_cpu_s for turn in one.turns) / 1e6
             print(f"| {name} | {speed:,.0f} | | | {one.memory} |")
 
