@@ -2,8 +2,9 @@
 
 from pipeline.loader.dataset import TokenDataset
 from pipeline.loader.order import EpochOrder
+from pipeline.loader.packed import Packed
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
 from pipeline.loader.windows import Windows
 
-__all__ = ["EpochOrder", "RaggedBatch", "Samples", "TokenDataset", "Windows"]
+__all__ = ["EpochOrder", "Packed", "RaggedBatch", "Samples", "TokenDataset", "Windows"]

@@ -12,7 +12,7 @@ from pipeline.loader.batches import BatchDataset
 from pipeline.loader.files import ShardFiles
 from pipeline.loader.order import EpochOrder
 from pipeline.loader.samples import Samples
-from pipeline.loader.view import View
+from pipeline.loader.view import OpenView, View
 from pipeline.manifest import Manifest, open_data_set
 from pipeline.storage import Storage
 
@@ -110,7 +110,7 @@ class TokenDataset(BatchDataset):
                 hint="make them again with real weights, or pass allow_random_weights=True",
             )
         files = ShardFiles(data_set, cache_dir, verify=verify)
-        self._view = (view or Samples(fields)).open(data_set, files)
+        self._view: OpenView = (view or Samples(fields)).open(data_set, files)
         self._seed, self._shuffle = seed, shuffle
         self._order = self._order_of(epoch)
 
@@ -118,6 +118,11 @@ class TokenDataset(BatchDataset):
     def manifest(self) -> Manifest:
         """The description of the data set: fields, vocabularies, operators."""
         return self._manifest
+
+    @property
+    def view(self) -> OpenView:
+        """The items that batches are made of, and what else the view tells of them."""
+        return self._view
 
     @property
     def num_positions(self) -> int:

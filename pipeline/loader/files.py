@@ -33,6 +33,11 @@ class ShardFiles:
         own = Path(tempfile.gettempdir()) / f"tokenmill-{os.getuid()}"
         self._cache = own if cache_dir is None else Path(cache_dir)
 
+    @property
+    def cache_dir(self) -> Path:
+        """The folder of copies; views keep what they compute there too."""
+        return self._cache
+
     def uri(self, shard: int) -> str:
         """Return the address of a shard, for messages."""
         return self._data_set.shard_uri(str(self._of(shard, "path")))

@@ -91,7 +91,9 @@ class RowFormat:
             if token < 0:
                 break
             stream.open_at(token)
-        spans = np.stack([starts, counts, np.arange(len(starts)) * self.width], axis=1)
+        spans = np.empty((len(starts), 3), np.int64)
+        spans[:, 0], spans[:, 1] = starts, counts
+        spans[:, 2] = np.arange(0, len(starts) * self.width, self.width)
         num_bounds, max_seqlen = progress[-2:].tolist()
         return self._filled(stream, spans, counts) | rows.columns(num_bounds, max_seqlen)
 
@@ -123,14 +125,15 @@ class RowFormat:
 
         Args:
             stream: The tokens.
-            spans: int64 [N, 3]: first token, number of tokens, place in the flattened batch.
+            spans: int64 [N, 3]: first token, number of tokens, place in the flattened batch. Not
+                to be used afterwards.
             counts: int64 [B], tokens of each row.
         """
         from pipeline.loader import kernels
 
         columns, out = self._empty(stream, len(counts))
         for field, rows in enumerate(out):
-            left, done = spans.copy(), 0
+            left, done = spans.copy() if field + 1 < len(out) else spans, 0
             while True:
                 table = stream.table
                 like = np.empty(0, stream.dtypes[field])

@@ -113,6 +113,22 @@ class TokenStream:
         with_tokens: np.ndarray = found[np.diff(self.stops, prepend=0)[found] > 0]
         return with_tokens
 
+    def lengths(self, shard: int) -> np.ndarray:
+        """Return int64 [N]: ids of each sample of a shard. Several threads may call it at once.
+
+        Raises:
+            IntegrityError: the shard is not what the index says.
+        """
+        opened = self.maps.open(shard)
+        batches = range(len(opened.stops))
+        if self.sample_length:
+            found = np.full(opened.num_samples, self.sample_length)
+        else:
+            offsets = [opened.columns(batch)[self._names[0]].offsets for batch in batches]
+            found = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
+        self._check_count(shard, opened.uri, int(found.sum()))
+        return found
+
     def copy(self, starts: np.ndarray, out: Sequence[np.ndarray]) -> None:
         """Copy runs of equally many tokens, and of the values of the other fields.
 
@@ -193,15 +209,8 @@ class TokenStream:
         """Return the first stretch of a shard whose end is not known yet."""
         stretch = self._stretch(shard, len(shard.bounds) - 1)
         shard.bounds.append(stretch.stop)
-        is_last = len(shard.bounds) > len(shard.shard.stops)
-        expected = int(self.stops[shard.number])
-        if is_last and stretch.stop != expected:
-            start = shard.bounds[0]
-            raise IntegrityError(
-                f"{shard.shard.uri}: {stretch.stop - start:,} ids in {self._names[0]!r}, the index "
-                f"says {expected - start:,}",
-                hint=CHANGED,
-            )
+        if len(shard.bounds) > len(shard.shard.stops):
+            self._check_count(shard.number, shard.shard.uri, stretch.stop - shard.bounds[0])
         return stretch
 
     def _stretch(self, shard: "_OpenShard", batch: int) -> Stretch:
@@ -221,6 +230,14 @@ class TokenStream:
         inside = slice(int(offsets[0]), int(offsets[-1]))
         values = tuple(columns[name].values[inside] for name in self._names)
         return Stretch(start, start + len(values[0]), values, offsets)
+
+    def _check_count(self, shard: int, uri: str, found: int) -> None:
+        expected = int(self.stops[shard] - (self.stops[shard - 1] if shard else 0))
+        if found != expected:
+            raise IntegrityError(
+                f"{uri}: {found:,} ids in {self._names[0]!r}, the index says {expected:,}",
+                hint=CHANGED,
+            )
 
     def _insert(self, stretches: Sequence[Stretch]) -> None:
         """Add neighbouring stretches."""

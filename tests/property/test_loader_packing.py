@@ -1,0 +1,103 @@
+"""Packing is what the textbook says, for any lengths."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.loader.packing import Method, cut, pack
+
+CAPACITY = 20
+LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=40)
+
+
+def packed(lengths: Sequence[int], method: Method, capacity: int = CAPACITY) -> list[list[int]]:
+    """Return the pieces of each pack."""
+    stops, order = pack(np.array(lengths, np.int64), capacity, method)
+    return [order[a:b].tolist() for a, b in pairwise(stops)]
+
+
+def textbook(lengths: Sequence[int], order: Sequence[int], *, best: bool) -> list[list[int]]:
+    """Put pieces one after the other into the first pack with room, or the fullest."""
+    packs: list[list[int]] = []
+    for piece in order:
+        room = [CAPACITY - sum(lengths[i] for i in found) for found in packs]
+        fits = [n for n in range(len(packs)) if room[n] >= lengths[piece]]
+        if not fits:
+            packs.append([piece])
+        else:
+            packs[min(fits, key=room.__getitem__) if best else fits[0]].append(piece)
+    return packs
+
+
+def fewest(lengths: Sequence[int]) -> int:
+    """Return the least number of packs, by trying everything."""
+    best = len(lengths)
+
+    def place(number: int, rooms: list[int]) -> None:
+        nonlocal best
+        if len(rooms) >= best:
+            return
+        if number == len(lengths):
+            best = len(rooms)
+            return
+        for n in range(len(rooms)):
+            if rooms[n] >= lengths[number]:
+                place(number + 1, [r - lengths[number] * (i == n) for i, r in enumerate(rooms)])
+        place(number + 1, [*rooms, CAPACITY - lengths[number]])
+
+    place(0, [])
+    return best
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=LENGTHS)
+def test_first_fit_is_first_fit(lengths: list[int]) -> None:
+    assert packed(lengths, "first_fit") == textbook(lengths, range(len(lengths)), best=False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=LENGTHS)
+def test_best_fit_fills_packs_as_best_fit_decreasing_does(lengths: list[int]) -> None:
+    """Which of equally full packs is taken is free, how full they become is not."""
+    falling = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    want = textbook(lengths, falling, best=True)
+    found = packed(lengths, "best_fit")
+    assert sorted(i for pieces in found for i in pieces) == list(range(len(lengths)))
+    assert all(pieces == sorted(pieces) for pieces in found)
+    assert [pieces[0] for pieces in found] == sorted(pieces[0] for pieces in found)
+    fills = [sorted(sum(lengths[i] for i in pieces) for pieces in packs) for packs in (found, want)]
+    assert fills[0] == fills[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, CAPACITY), max_size=8))
+def test_packs_are_few(lengths: list[int]) -> None:
+    """The bounds that are proved: 17/10 of the fewest for first fit, 11/9 + 6/9 for best fit."""
+    least = fewest(lengths)
+    assert len(packed(lengths, "first_fit")) <= 17 * least // 10
+    assert len(packed(lengths, "best_fit")) <= (11 * least + 6) // 9
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 50), max_size=20),
+    capacity=st.integers(1, 30),
+    skip_long=st.booleans(),
+)
+def test_cut_pieces_are_the_samples(lengths: list[int], capacity: int, skip_long: bool) -> None:
+    starts, counts = cut(np.array(lengths, np.int64), capacity, skip_long=skip_long)
+    want, done = [], 0
+    for length in lengths:
+        if not (skip_long and length > capacity):
+            want += [(done + at, min(capacity, length - at)) for at in range(0, length, capacity)]
+        done += length
+    assert list(zip(starts.tolist(), counts.tolist(), strict=True)) == want
+
+
+def test_a_pack_may_hold_more_than_there_are_tokens() -> None:
+    assert packed([3, 1, 2], "first_fit", 10**6) == [[0, 1, 2]]
+    assert packed([3, 1, 2], "best_fit", 10**6) == [[0, 1, 2]]
+    assert packed([], "first_fit") == packed([], "best_fit") == []
