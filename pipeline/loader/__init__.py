@@ -1,10 +1,18 @@
 """Reads finished data sets inside the training job; needs neither Ray nor any model."""
 
 from pipeline.loader.dataset import TokenDataset
-from pipeline.loader.order import EpochOrder
+from pipeline.loader.order import BlockShuffle, EpochOrder
 from pipeline.loader.packed import Packed
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
 from pipeline.loader.windows import Windows
 
-__all__ = ["EpochOrder", "Packed", "RaggedBatch", "Samples", "TokenDataset", "Windows"]
+__all__ = [
+    "BlockShuffle",
+    "EpochOrder",
+    "Packed",
+    "RaggedBatch",
+    "Samples",
+    "TokenDataset",
+    "Windows",
+]

@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,8 +17,14 @@ STATE_VERSION = 2
 
 Batch = dict[str, Any]  # tensors, RaggedBatches and lists: the field's spec says which
 
+Uneven = Literal["short", "pad", "drop"]
+"""What becomes of the samples that do not fill the last global batch; see ``BatchDataset``."""
+
+PADDING = "padding"
+"""With ``uneven="pad"``, the field of every batch that tells repeated samples, bool [B]."""
+
 _RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"))
-_ORDER_AHEAD = 1 << 16  # positions turned into items at a time
+_ORDER_AHEAD = 1 << 14  # positions turned into items at a time: together in the processor's cache
 _EPOCH, _START, _IN_WORKERS = range(3)  # what _shared holds
 
 
@@ -33,7 +39,11 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         epoch: The first epoch.
         rank: This process; None asks ``torch.distributed``, then the environment.
         world_size: How many there are; given exactly when ``rank`` is.
-        drop_last: Leave out the items that do not fill a global batch.
+        uneven: What becomes of the items that do not fill the last global batch. ``short``: the
+            ranks' last batches are smaller, and some ranks yield one less. ``pad``: all ranks yield
+            equally many full batches; the last is filled up with the first items of the epoch,
+            again and again if need be, and every batch has a field ``padding``, bool [B], True
+            for these. ``drop``: these items are left out.
     """
 
     def __init__(
@@ -43,13 +53,15 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         epoch: int,
         rank: int | None,
         world_size: int | None,
-        drop_last: bool,
+        uneven: Uneven,
     ) -> None:
         super().__init__()
         self._rank, self._world_size = _ranks(rank, world_size)
         if batch_size < 1:
             raise ContractError(f"batch_size={batch_size}, expected 1 or more")
-        self._batch_size, self._drop_last = batch_size, drop_last
+        if uneven not in get_args(Uneven):
+            raise ContractError(f"uneven={uneven!r}, expected one of {', '.join(get_args(Uneven))}")
+        self._batch_size, self._uneven = batch_size, uneven
         # In shared memory, so that persistent DataLoader workers hear of the next epoch.
         self._shared = torch.tensor([epoch, 0, 0]).share_memory_()
         self._now = (epoch, 0)  # epoch and position of the running or next iteration here
@@ -79,8 +91,9 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Return the batches that this rank yields in a whole epoch."""
-        full, left = divmod(self.num_positions, self._global_batch_size)
-        return full + (not self._drop_last and left > self._rank)
+        left = self.num_positions % self._global_batch_size
+        is_short_of_one = self._uneven == "short" and 0 < left <= self._rank
+        return self._num_batches(0) - is_short_of_one
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration.
@@ -158,32 +171,51 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         self._now = (epoch, start)
         # A worker's next batch is as far from its position as its first was from the start.
         step = self._global_batch_size * num_workers
+        size, position = self._batch_size, start
         for positions in self._positions(start, worker, num_workers):
+            padding = self._pad(positions)
             items = self._items(epoch, positions)
-            for first in range(0, len(items), self._batch_size):
-                self._now = (epoch, self._now[1] + step)
-                columns = self._read(epoch, items[first : first + self._batch_size])
-                yield {name: _as_torch(column) for name, column in columns.items()}
+            for first in range(0, len(items), size):
+                position += step
+                self._now = (epoch, position)
+                columns = self._read(epoch, items[first : first + size])
+                batch = {name: _as_torch(column) for name, column in columns.items()}
+                if padding is not None:
+                    _add_padding(batch, padding[first : first + size])
+                yield batch
         self._now = (epoch, self.num_positions)
 
     @property
     def _global_batch_size(self) -> int:
         return self._world_size * self._batch_size
 
+    def _num_batches(self, start: int) -> int:
+        """Return the global batches from a position to the end of the epoch."""
+        full, left = divmod(self.num_positions - start, self._global_batch_size)
+        return full + (self._uneven != "drop" and left > 0)
+
     def _positions(self, start: int, worker: int, num_workers: int) -> Iterator[np.ndarray]:
         """Yield int64 positions of this rank's and worker's samples, many batches at a time.
 
-        Every batch is full but the last of all.
+        Every batch is full but the last of all. With ``pad`` positions go on behind the last.
         """
-        left = self.num_positions - start
-        size = self._global_batch_size
-        batches = np.arange(worker, left // size if self._drop_last else -(-left // size))
-        batches = batches[::num_workers]
-        own = self._rank + self._world_size * np.arange(self._batch_size)
-        ahead = max(1, _ORDER_AHEAD // self._batch_size)
-        for i in range(0, len(batches), ahead):
-            positions = start + batches[i : i + ahead, None] * size + own
-            yield positions[positions < self.num_positions]
+        num_batches, size = self._num_batches(start), self._global_batch_size
+        own = start + self._rank + self._world_size * np.arange(self._batch_size)
+        step = num_workers * max(1, _ORDER_AHEAD // self._batch_size)
+        for first in range(worker, num_batches, step):
+            batches = np.arange(first, min(first + step, num_batches), num_workers)
+            positions = (batches[:, None] * size + own).ravel()
+            if self._uneven == "short":
+                positions = positions[positions < self.num_positions]
+            yield positions
+
+    def _pad(self, positions: np.ndarray) -> np.ndarray | None:
+        """Bring what lies behind the epoch to its beginning, and say where that was done."""
+        if self._uneven != "pad":
+            return None
+        padding = positions >= self.num_positions
+        positions %= self.num_positions
+        return padding
 
     def _begin_at(self, epoch: int, position: int) -> None:
         self._now = (epoch, position)
@@ -197,6 +229,15 @@ def _as_torch(column: Any) -> torch.Tensor | RaggedBatch | list[Any]:
     if isinstance(column, Ragged):
         return RaggedBatch(torch.from_numpy(column.values), torch.from_numpy(column.offsets))
     return torch.from_numpy(column) if isinstance(column, np.ndarray) else column
+
+
+def _add_padding(batch: Batch, padding: np.ndarray) -> None:
+    if PADDING in batch:
+        raise ContractError(
+            f"uneven='pad': the data set has a field {PADDING!r} of its own",
+            hint="read other fields, or choose uneven='short' or 'drop'",
+        )
+    batch[PADDING] = torch.from_numpy(padding)
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

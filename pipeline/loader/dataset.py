@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from operators.base import Column
 from pipeline.errors import ContractError, SetupError
-from pipeline.loader.batches import BatchDataset
+from pipeline.loader.batches import BatchDataset, Uneven
 from pipeline.loader.files import ShardFiles
-from pipeline.loader.order import EpochOrder
+from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
 from pipeline.loader.samples import Samples
 from pipeline.loader.view import OpenView, View
 from pipeline.manifest import Manifest, open_data_set
@@ -23,14 +24,19 @@ class TokenDataset(BatchDataset):
     A batch maps each field to a tensor [B, *shape] of the stored dtype, to a ``RaggedBatch`` where
     the length varies, or to a list of str or bytes. All of it is a copy; the shards stay mapped.
 
-    The order. An epoch is one permutation of all samples (``EpochOrder``), a pure function of the
-    shards, ``seed`` and ``epoch``. It is cut into global batches of ``world_size * batch_size``
+    The order. An epoch is one permutation of all samples, a pure function of the shards, ``seed``,
+    ``shuffle`` and ``epoch``: of the whole (``EpochOrder``), or of blocks for data that is copied
+    as it is read (``BlockShuffle``). It is cut into global batches of ``world_size * batch_size``
     positions; in each, rank r takes positions r, r + world_size, ... So the union over the ranks
     is every sample exactly once, and 4 ranks of 8 samples see the global batches that 2 ranks of
-    16 do. The uneven end: when ``left`` samples remain for the last global batch, the ranks'
-    last batches hold ``left / world_size`` samples rounded up on the first ranks and down on the
-    others, so with ``left < world_size`` some ranks yield one batch less. ``drop_last`` leaves
-    these samples out on every rank, so that all yield equally many full batches.
+    16 do.
+
+    The uneven end. When ``left`` samples remain for the last global batch, ``uneven="short"``
+    gives the first ranks ``left / world_size`` samples rounded up and the others rounded down, so
+    with ``left < world_size`` some ranks yield one batch less. With ``"pad"`` all ranks yield
+    equally many full batches: the last is filled up with the first samples of the epoch, and
+    every batch has a field ``padding``, bool [B], True where a sample is such a repetition. With
+    ``"drop"`` these samples are left out on every rank.
 
     In a ``DataLoader``. Give it ``batch_size=None``: batches are made here. Its workers take
     batches in turn, so it yields the same batches in the same order for any ``num_workers``.
@@ -39,9 +45,10 @@ class TokenDataset(BatchDataset):
     Epochs. Every iteration yields the epoch set last, from its beginning or from where
     ``load_state_dict`` put it; call ``set_epoch`` before each.
 
-    Shuffling reads rows all over the data set. Shards on this machine's disk are mapped. Remote
-    ones are copied to ``cache_dir`` when first touched, which in a shuffled epoch soon is all of
-    them. Compressed shards decode 32 MiB for a row: read those with ``shuffle=False``.
+    Shuffling the whole reads rows all over the data set. Shards on this machine's disk are mapped.
+    Remote ones are copied to ``cache_dir`` when first touched, which soon is all of them; with
+    ``BlockShuffle`` it is a few at a time. Compressed shards decode 32 MiB for a row: read those
+    with ``shuffle=False``, or in blocks.
 
     Args:
         manifest_url: The output folder of a finished run, or its ``manifest.json``.
@@ -49,12 +56,14 @@ class TokenDataset(BatchDataset):
         fields: Shorthand for ``view=Samples(fields)``.
         view: What an item of a batch is; None is whole samples with every field.
         seed: Of the permutation.
-        shuffle: False yields the rows in the order of the shards.
+        shuffle: True permutes the whole, a ``BlockShuffle`` blocks of it; False yields the items
+            in the order of the shards.
         epoch: The first epoch.
         rank: This process; None asks ``torch.distributed``, then the environment (``RANK``,
             ``WORLD_SIZE``), and else is 0 of 1.
         world_size: How many there are; given exactly when ``rank`` is.
-        drop_last: Leave out the samples that do not fill a global batch.
+        uneven: ``short``, ``pad`` or ``drop``: what becomes of samples that do not fill the last
+            global batch.
         storage_options: Protocol (``s3``) -> options of its fsspec file system.
         cache_dir: Where copies of remote shards go; None is the temporary folder.
         verify: Check the SHA-256 of every shard when it is first opened, not its size alone.
@@ -83,11 +92,11 @@ class TokenDataset(BatchDataset):
         fields: Sequence[str] | None = None,
         view: View | None = None,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | BlockShuffle = True,
         epoch: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        drop_last: bool = False,
+        uneven: Uneven = "short",
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         verify: bool = False,
@@ -98,7 +107,7 @@ class TokenDataset(BatchDataset):
             epoch=epoch,
             rank=rank,
             world_size=world_size,
-            drop_last=drop_last,
+            uneven=uneven,
         )
         if view is not None and fields is not None:
             raise ContractError("fields and view are both given", hint="view=Samples(fields=...)")
@@ -137,14 +146,19 @@ class TokenDataset(BatchDataset):
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
         return self._view.read(items, epoch)
 
-    def _order_of(self, epoch: int) -> EpochOrder:
+    def _order_of(self, epoch: int) -> EpochOrder | BlockOrder:
+        if isinstance(self._shuffle, BlockShuffle):
+            return BlockOrder(self._view.stops, self._seed, epoch, self._shuffle)
         return EpochOrder(self.num_positions, self._seed, epoch, shuffle=self._shuffle)
 
     def _identity(self) -> Mapping[str, Any]:
+        shuffle = (
+            asdict(self._shuffle) if isinstance(self._shuffle, BlockShuffle) else self._shuffle
+        )
         return {
             "fingerprint": self._manifest.fingerprint,
             "index_sha256": self._manifest.index_sha256,
             "seed": self._seed,
-            "shuffle": self._shuffle,
+            "shuffle": shuffle,
             **self._view.identity(),
         }

@@ -53,7 +53,7 @@ class ShardReader:
         """Return some rows, in the given order.
 
         Args:
-            rows: int64 [B], different rows.
+            rows: int64 [B]; a row may be there more than once.
 
         Returns:
             Field -> B rows: numpy [B, *shape], ``Ragged``, or a list of str or bytes. Nothing in
@@ -75,7 +75,8 @@ class ShardReader:
             first, end, columns = self._record_batch(numbers[start])
             stop = bisect_left(numbers, end, start)
             local = slice(numbers[start] - first, numbers[stop - 1] - first + 1)
-            is_run = local.stop - local.start == stop - start
+            # Only what rises strictly: in any other order a row may be there twice.
+            is_run = order is None and local.stop - local.start == stop - start
             places = slice(start, stop) if order is None else order[start:stop]
             yield places, local if is_run else ordered[start:stop] - first, columns
             start = stop

@@ -91,11 +91,11 @@ def test_ranks_share_the_global_order(
 
 @settings(max_examples=40, deadline=None)
 @given(share=SHARES)
-def test_drop_last_gives_all_ranks_equally_many_full_batches(
+def test_drop_gives_all_ranks_equally_many_full_batches(
     data_set: str, share: tuple[int, int]
 ) -> None:
     world_size, batch_size = share
-    data = ranks(data_set, *share, drop_last=True)
+    data = ranks(data_set, *share, uneven="drop")
     found = [keys(one) for one in data]
     assert {len(one) for one in found} == {len(data[0])} == {NUM // (world_size * batch_size)}
     assert all(len(batch) == batch_size for one in found for batch in one)
