@@ -82,9 +82,12 @@ def _fill(
     stop: int,
     document: int,
 ) -> None:
-    for i in range(stop - start):
-        position_ids[row, start + i] = i
-    document_ids[row, start:stop] = document
+    """Make some places of a row a document."""
+    positions, documents = position_ids[row, start:stop], document_ids[row, start:stop]
+    for i in range(len(positions)):  # two loops over slices: these become vector instructions
+        positions[i] = i
+    for i in range(len(documents)):
+        documents[i] = document
 
 
 @compiled
@@ -92,30 +95,32 @@ def lay_out_pieces(
     packs_B: np.ndarray,
     stops_P: np.ndarray,
     pieces_M2: np.ndarray,
-    spans_N3: np.ndarray,
-    counts_B: np.ndarray,
     position_ids: np.ndarray,
     document_ids: np.ndarray,
-    bounds: np.ndarray,
-) -> tuple[int, int]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Say where the pieces of some packs go.
 
     Args:
         packs_B: Which packs.
         stops_P: Where the pieces of each pack begin, and one more.
         pieces_M2: First token and number of tokens.
-        spans_N3: Filled with first token, number of tokens, and place of each piece.
-        counts_B: Filled with the tokens of each row.
         position_ids: Filled, [B, W].
         document_ids: Filled, [B, W].
-        bounds: Filled with where pieces and padding begin in the flattened batch.
 
     Returns:
-        How many bounds there are, and the tokens of the longest piece or padding.
+        int64 [N, 3], first token, number of tokens, and place of each piece; int64 [B], the tokens
+        of each row; int32, where pieces and padding begin in the flattened batch, and its end; the
+        tokens of the longest piece or padding.
     """
-    width = position_ids.shape[1]
+    num_rows, width = position_ids.shape
+    num_pieces = 0
+    for pack in packs_B:
+        num_pieces += stops_P[pack + 1] - stops_P[pack]
+    spans_N3 = np.empty((num_pieces, 3), np.int64)
+    counts_B = np.empty(num_rows, np.int64)
+    bounds = np.empty(num_pieces + num_rows + 1, np.int32)
     num_spans = num_bounds = longest = 0
-    for row in range(len(packs_B)):
+    for row in range(num_rows):
         pack, place = packs_B[row], 0
         for document, piece in enumerate(range(stops_P[pack], stops_P[pack + 1])):
             count = pieces_M2[piece, 1]
@@ -134,7 +139,8 @@ def lay_out_pieces(
             bounds[num_bounds] = row * width + place
             num_bounds += 1
             longest = max(longest, width - place)
-    return num_bounds, longest
+    bounds[num_bounds] = num_rows * width
+    return spans_N3, counts_B, bounds[: num_bounds + 1], longest
 
 
 @compiled
@@ -164,7 +170,7 @@ def lay_out_samples(
         progress: ``PROGRESS`` numbers; zeros in the first call.
         position_ids: Filled, [B, W].
         document_ids: Filled, [B, W].
-        bounds: Filled with where samples and padding begin in the flattened batch.
+        bounds: Filled with where samples and padding begin in the flattened batch, and its end.
 
     Returns:
         -1, or a token that lies in no open stretch.
@@ -213,4 +219,5 @@ def lay_out_samples(
     progress[2] = place
     progress[3] = num_bounds
     progress[4] = longest
+    bounds[num_bounds] = len(starts_B) * width
     return -1

@@ -64,8 +64,10 @@ class RowFormat:
     def read(self, stream: TokenStream, starts: np.ndarray) -> dict[str, Column]:
         """Return rows of W neighbouring tokens, from the given ones on."""
         columns, out = self._empty(stream, len(starts))
-        stream.copy(starts, out)
-        self._pad(columns, self._counts(stream, starts))
+        first: list[int] = starts.tolist()
+        stream.copy(first, out)
+        if max(first) + self.width > stream.num_tokens:
+            self._pad(columns, self._counts(stream, starts))
         return columns
 
     def read_with_boundaries(self, stream: TokenStream, starts: np.ndarray) -> dict[str, Column]:
@@ -73,7 +75,8 @@ class RowFormat:
         from pipeline.loader import kernels
 
         counts = self._counts(stream, starts)
-        rows = _Rows(len(starts), self.width)
+        position_ids, document_ids = self._empty_ids(len(starts))
+        bounds = np.empty(position_ids.size + 1, np.int32)
         progress = np.zeros(kernels.PROGRESS, np.int64)
         while True:
             table = stream.table
@@ -86,7 +89,9 @@ class RowFormat:
                 table.offsets,
                 table.num_samples,
                 progress,
-                *rows.arrays,
+                position_ids,
+                document_ids,
+                bounds,
             )
             if token < 0:
                 break
@@ -95,7 +100,10 @@ class RowFormat:
         spans[:, 0], spans[:, 1] = starts, counts
         spans[:, 2] = np.arange(0, len(starts) * self.width, self.width)
         num_bounds, max_seqlen = progress[-2:].tolist()
-        return self._filled(stream, spans, counts) | rows.columns(num_bounds, max_seqlen)
+        bounds = bounds[: num_bounds + 1].copy()
+        columns = self._filled(stream, spans, counts)
+        columns |= zip(BOUNDARIES, (position_ids, document_ids, bounds, max_seqlen), strict=True)
+        return columns
 
     def read_pieces(
         self, stream: TokenStream, packs: np.ndarray, stops: np.ndarray, pieces: np.ndarray
@@ -110,13 +118,13 @@ class RowFormat:
         """
         from pipeline.loader import kernels
 
-        rows = _Rows(len(packs), self.width)
-        spans = np.empty((int((stops[packs + 1] - stops[packs]).sum()), 3), np.int64)
-        counts = np.empty(len(packs), np.int64)
-        num_bounds, max_seqlen = kernels.lay_out_pieces(
-            packs, stops, pieces, spans, counts, *rows.arrays
+        position_ids, document_ids = self._empty_ids(len(packs))
+        spans, counts, bounds, max_seqlen = kernels.lay_out_pieces(
+            packs, stops, pieces, position_ids, document_ids
         )
-        return self._filled(stream, spans, counts) | rows.columns(num_bounds, max_seqlen)
+        columns = self._filled(stream, spans, counts)
+        columns |= zip(BOUNDARIES, (position_ids, document_ids, bounds, max_seqlen), strict=True)
+        return columns
 
     def _filled(
         self, stream: TokenStream, spans: np.ndarray, counts: np.ndarray
@@ -171,22 +179,6 @@ class RowFormat:
         counts: np.ndarray = np.minimum(stream.num_tokens - starts, self.width)
         return counts
 
-
-class _Rows:
-    """Which places of a batch belong together, to be filled by a kernel."""
-
-    def __init__(self, num_rows: int, width: int) -> None:
-        shape, most = (num_rows, width), num_rows * width + 1
-        self._position_ids = np.empty(shape, np.int64)
-        self._document_ids = np.empty(shape, np.int32)
-        self._bounds = np.empty(most, np.int32)
-        self.arrays = (self._position_ids, self._document_ids, self._bounds)
-
-    def columns(self, num_bounds: int, max_seqlen: int) -> dict[str, Column]:
-        self._bounds[num_bounds] = self._position_ids.size
-        return {
-            "position_ids": self._position_ids,
-            "document_ids": self._document_ids,
-            "cu_seqlens": self._bounds[: num_bounds + 1].copy(),
-            "max_seqlen": max_seqlen,
-        }
+    def _empty_ids(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        shape = (num_rows, self.width)
+        return np.empty(shape, np.int64), np.empty(shape, np.int32)

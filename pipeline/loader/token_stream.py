@@ -129,19 +129,18 @@ class TokenStream:
         self._check_count(shard, opened.uri, int(found.sum()))
         return found
 
-    def copy(self, starts: np.ndarray, out: Sequence[np.ndarray]) -> None:
+    def copy(self, starts: Sequence[int], out: Sequence[np.ndarray]) -> None:
         """Copy runs of equally many tokens, and of the values of the other fields.
 
         Args:
-            starts: int64 [B], the first token of each run.
+            starts: B first tokens.
             out: Per field, [B, W]. What lies behind the end of the stream is left as it is.
         """
         num_rows, width = out[0].shape
-        if num_rows > 1 and (starts[1:] - starts[:-1] == width).all():
-            run = [rows.reshape(1, -1) for rows in out]  # neighbours: one copy for all
-            return self._copy_run(int(starts[0]), [rows[0] for rows in run])
+        if list(starts) == list(range(starts[0], starts[0] + num_rows * width, width)):
+            return self._copy_run(starts[0], [rows.reshape(-1) for rows in out])
         firsts, stretches = self._firsts, self._stretches
-        for row, start in enumerate(starts.tolist()):
+        for row, start in enumerate(starts):
             number = bisect_right(firsts, start) - 1
             if number >= 0 and start + width <= stretches[number].stop:
                 local = start - firsts[number]
