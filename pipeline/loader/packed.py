@@ -51,11 +51,11 @@ class Packed:
 
     field: str
     length: int
-    method: Literal["concat", "first_fit", "best_fit"] = "first_fit"
+    method: Literal["concat", "first_fit", "best_fit"] = "best_fit"
     dtype: str = "int64"
     pad: int = 0
     long: Literal["cut", "skip"] = "cut"
-    group_samples: int = 1 << 20
+    group_samples: int = 1 << 16
     loss_mask: str | None = None
     others: Sequence[str] = ()
 

@@ -43,10 +43,10 @@ class RowFormat:
         Raises:
             ContractError: they do not.
         """
-        dtype = np.dtype(self.dtype)
-        if dtype.kind not in "iu":
-            raise ContractError(f"dtype={self.dtype!r}, expected an integer type")
-        limits, largest = np.iinfo(dtype), (spec.vocab_size or 0) - 1
+        integers = [np.dtype(code).name for code in np.typecodes["AllInteger"]]
+        if self.dtype not in integers:
+            raise ContractError(f"dtype={self.dtype!r}, expected an integer type, such as 'int64'")
+        limits, largest = np.iinfo(self.dtype), (spec.vocab_size or 0) - 1
         for what, value in ((f"the largest id of {self.field!r}", largest), ("pad", self.pad)):
             if not limits.min <= value <= limits.max:
                 raise ContractError(
@@ -66,7 +66,7 @@ class RowFormat:
         columns, out = self._empty(stream, len(starts))
         first: list[int] = starts.tolist()
         stream.copy(first, out)
-        if max(first) + self.width > stream.num_tokens:
+        if max(first, default=0) + self.width > stream.num_tokens:
             self._pad(columns, self._counts(stream, starts))
         return columns
 

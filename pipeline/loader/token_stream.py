@@ -137,8 +137,9 @@ class TokenStream:
             out: Per field, [B, W]. What lies behind the end of the stream is left as it is.
         """
         num_rows, width = out[0].shape
-        if list(starts) == list(range(starts[0], starts[0] + num_rows * width, width)):
-            return self._copy_run(starts[0], [rows.reshape(-1) for rows in out])
+        first = starts[0] if starts else 0
+        if list(starts) == list(range(first, first + num_rows * width, width)):
+            return self._copy_run(first, [rows.reshape(-1) for rows in out])
         firsts, stretches = self._firsts, self._stretches
         for row, start in enumerate(starts):
             number = bisect_right(firsts, start) - 1
