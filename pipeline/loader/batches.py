@@ -80,6 +80,11 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
         """Return the items of one batch."""
 
+    def _read_batches(self, epoch: int, items: np.ndarray) -> Iterator[Mapping[str, Column]]:
+        """Yield the batches of many items."""
+        for first in range(0, len(items), self._batch_size):
+            yield self._read(epoch, items[first : first + self._batch_size])
+
     @abstractmethod
     def _identity(self) -> Mapping[str, Any]:
         """Return what must be the same when a state is loaded, as JSON values."""
@@ -175,13 +180,15 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         for positions in self._positions(start, worker, num_workers):
             padding = self._pad(positions)
             items = self._items(epoch, positions)
-            for first in range(0, len(items), size):
+            for number, columns in enumerate(self._read_batches(epoch, items)):
                 position += step
                 self._now = (epoch, position)
-                columns = self._read(epoch, items[first : first + size])
-                batch = {name: _as_torch(column) for name, column in columns.items()}
+                batch = {
+                    name: torch.from_numpy(column) if type(column) is np.ndarray else _as_torch(column)
+                    for name, column in columns.items()
+                }
                 if padding is not None:
-                    _add_padding(batch, padding[first : first + size])
+                    _add_padding(batch, padding[number * size : number * size + size])
                 yield batch
         self._now = (epoch, self.num_positions)
 

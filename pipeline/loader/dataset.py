@@ -1,7 +1,7 @@
 """Batches of a finished data set for a training loop."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -145,6 +145,9 @@ class TokenDataset(BatchDataset):
 
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
         return self._view.read(items, epoch)
+
+    def _read_batches(self, epoch: int, items: np.ndarray) -> Iterator[Mapping[str, Column]]:
+        return self._view.read_batches(items, self._batch_size, epoch)
 
     def _order_of(self, epoch: int) -> EpochOrder | BlockOrder:
         if isinstance(self._shuffle, BlockShuffle):

@@ -1,6 +1,6 @@
 """Rows of tokens of one length: what windows and packs look like in a batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,31 @@ class RowFormat:
         if max(first, default=0) + self.width > stream.num_tokens:
             self._pad(columns, self._counts(stream, starts))
         return columns
+
+    def read_batches(
+        self, stream: TokenStream, starts: np.ndarray, batch_size: int
+    ) -> Iterator[dict[str, Column]]:
+        """Yield what ``read`` returns, for many batches.
+
+        What can be found out for all batches together is: a batch costs little beside its copy.
+        """
+        whole = len(starts) // batch_size if len(stream.dtypes) == 1 else 0
+        starts_NB = starts[: whole * batch_size].reshape(whole, batch_size)
+        is_run_N = (starts_NB[:, 1:] - starts_NB[:, :-1] == self.width).all(axis=1)
+        dtype, count = np.dtype(self.dtype), batch_size * self.width
+        mask = np.ones((batch_size, self.width), np.bool_)
+        for starts_B, is_run in zip(starts_NB.tolist(), is_run_N.tolist(), strict=True):
+            if is_run:
+                found = stream.runs(starts_B[:1], count)
+            else:
+                found = stream.runs(starts_B, self.width)
+            if found is None:  # in several record batches, or not open, or behind the end
+                yield self.read(stream, np.array(starts_B))
+                continue
+            ids = found[0].astype(dtype) if is_run else np.concatenate(found, dtype=dtype)
+            yield {self.field: ids.reshape(batch_size, -1), "loss_mask": mask.copy()}
+        for first in range(whole * batch_size, len(starts), batch_size):
+            yield self.read(stream, starts[first : first + batch_size])
 
     def read_with_boundaries(self, stream: TokenStream, starts: np.ndarray) -> dict[str, Column]:
         """Return rows of W neighbouring tokens and where samples begin in them."""

@@ -1,6 +1,6 @@
 """Windows: the tokens of all samples as one stream, cut every so many tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,6 +111,17 @@ class OpenWindows:
         if self._view.boundaries:
             return self._rows.read_with_boundaries(self._stream, starts)
         return self._rows.read(self._stream, starts)
+
+    def read_batches(
+        self, items: np.ndarray, batch_size: int, epoch: int
+    ) -> Iterator[Mapping[str, Column]]:
+        """Yield many batches of windows."""
+        if not self._view.boundaries:
+            starts = items * self._view.length
+            yield from self._rows.read_batches(self._stream, starts, batch_size)
+            return
+        for first in range(0, len(items), batch_size):
+            yield self.read(items[first : first + batch_size], epoch)
 
     def shards(self, items: np.ndarray) -> np.ndarray:
         """Return the shards that hold a token of these windows, rising."""
