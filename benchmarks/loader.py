@@ -56,7 +56,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from operators.base import FieldSpec, Ragged
 from pipeline.export import ExportSettings, export
-from pipeline.loader import RaggedBatch, TokenDataset, Windows
+from pipeline.loader import Packed, RaggedBatch, TokenDataset, Windows
 from pipeline.manifest import FORMAT_VERSION, INDEX, MANIFEST, Manifest, index_bytes
 from pipeline.protocols import PartitionResult
 from pipeline.sinks import ArrowSink
@@ -141,7 +141,9 @@ def compare(corpus: Path, args: argparse.Namespace) -> None:
 
 
 def show(running: Mapping[str, "Running"], pairs: Mapping[str, Sequence[Any]]) -> None:
-    print("\n| case | M tokens/CPU-s | of the raw map: median (each pair) | by the clock | memory |")
+    print(
+        "\n| case | M tokens/CPU-s | of the raw map: median (each pair) | by the clock | memory |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for name, turns in pairs.items():
         ratios = [one.per_cpu_s / raw.per_cpu_s for one, raw in turns]
@@ -346,6 +348,31 @@ def raw_shuffled(corpus: Path, rows: int = ROWS) -> Epoch:
     return epoch
 
 
+def plain_in_order(corpus: Path) -> Epoch:
+    tokens = np.memmap(corpus / "nanogpt" / "train.bin", np.uint16, "r")
+    step = ROWS * LENGTH
+
+    def epoch() -> Iterator[torch.Tensor]:
+        for start in range(0, len(tokens), step):
+            batch = tokens[start : start + step].astype(np.int64)
+            yield torch.from_numpy(batch.reshape(-1, LENGTH))
+
+    return epoch
+
+
+def nanogpt_shuffled(corpus: Path) -> Epoch:
+    tokens = np.memmap(corpus / "nanogpt" / "train.bin", np.uint16, "r")
+    random = np.random.default_rng(0)
+
+    def epoch() -> Iterator[torch.Tensor]:
+        starts = (random.permutation(len(tokens) // LENGTH) * LENGTH).tolist()
+        for first in range(0, len(starts), ROWS):
+            rows = [tokens[i : i + LENGTH].astype(np.int64) for i in starts[first : first + ROWS]]
+            yield torch.stack([torch.from_numpy(row) for row in rows])
+
+    return epoch
+
+
 def raw_single(corpus: Path) -> Epoch:
     tokens = raw_tokens(corpus)
     random = np.random.default_rng(0)
@@ -395,7 +422,7 @@ class RawWorkers(IterableDataset):  # type: ignore[misc]
 
 def ours(*, workers: int = 0, pick: str = FIELD, **settings: Any) -> Open:
     def opened(corpus: Path) -> Epoch:
-        data = TokenDataset(corpus / "documents", **settings)
+        data = TokenDataset(corpus / "documents", cache_dir=corpus / "cache", **settings)
         batches = with_workers(data, workers) if workers else data
         number = 0
 
@@ -446,9 +473,7 @@ def mds(*, shuffle: bool = False, workers: int = 0, single: bool = False) -> Ope
         if single:
             return one_by_one(data, lambda row: as_batch([row[FIELD]]))
         if workers:
-            loader = DataLoader(
-                data, batch_size=ROWS, num_workers=workers, persistent_workers=True
-            )
+            loader = DataLoader(data, batch_size=ROWS, num_workers=workers, persistent_workers=True)
             return lambda: (batch[FIELD].long() for batch in loader)
         return lambda: (as_batch([row[FIELD] for row in rows]) for rows in groups(data))
 
@@ -506,9 +531,7 @@ def datatrove(*, shuffle: bool = False, workers: int = 0, single: bool = False) 
         if single:
             return one_by_one(data, lambda row: row["input_ids"][None])
         if workers:
-            loader = DataLoader(
-                data, batch_size=ROWS, num_workers=workers, persistent_workers=True
-            )
+            loader = DataLoader(data, batch_size=ROWS, num_workers=workers, persistent_workers=True)
             return lambda: (batch["input_ids"] for batch in loader)
         seeds = iter(range(1 << 30))
 
@@ -577,7 +600,9 @@ def make_corpus(folder: Path, num_tokens: int) -> None:
     bounds = np.append(bounds[bounds < num_tokens], num_tokens)
     ids = random.integers(0, VOCAB_SIZE, num_tokens, dtype=np.uint16)
     np.save(folder / "bounds.npy", bounds)
-    write_data_set(folder / "documents", Ragged(ids, bounds), FieldSpec("uint16", (None,), VOCAB_SIZE))
+    write_data_set(
+        folder / "documents", Ragged(ids, bounds), FieldSpec("uint16", (None,), VOCAB_SIZE)
+    )
     rows = ids.reshape(-1, LENGTH)
     write_data_set(folder / "sequences", rows, FieldSpec("uint16", (LENGTH,), VOCAB_SIZE))
     for name in EXPORTS:
@@ -655,13 +680,16 @@ PEERS = {
 
 IN_ORDER, SHUFFLED, SINGLE = "raw, in order", "raw, shuffled", "raw, one at a time"
 DOCUMENTS = "raw, documents"
-WINDOWS = Windows(FIELD, LENGTH)
+PLAIN, PLAIN_SHUFFLED = "numpy.memmap, in order", "nanoGPT's loop"
+WINDOWS = Windows(FIELD, LENGTH, last="drop")  # the corpus is a whole number of windows
 
 CASES = [
     Case(IN_ORDER, raw_in_order, digest="order"),
     Case(SHUFFLED, raw_shuffled),
     Case(SINGLE, raw_single),
     Case(DOCUMENTS, raw_documents),
+    Case(PLAIN, plain_in_order, IN_ORDER, "order"),
+    Case(PLAIN_SHUFFLED, nanogpt_shuffled, SHUFFLED),
     Case(
         "tokenmill windows, in order",
         ours(view=WINDOWS, batch_size=ROWS, shuffle=False),
@@ -671,6 +699,12 @@ CASES = [
     Case("tokenmill windows, shuffled", ours(view=WINDOWS, batch_size=ROWS), SHUFFLED),
     Case("tokenmill windows, one at a time", ours(view=WINDOWS, batch_size=1), SINGLE),
     Case("tokenmill documents, shuffled", ours(fields=[FIELD], batch_size=ROWS), DOCUMENTS, "ids"),
+    Case(
+        "tokenmill packed, shuffled",
+        ours(view=Packed(FIELD, LENGTH, method="best_fit"), batch_size=ROWS, pick=""),
+        SHUFFLED,
+        "ids",
+    ),
     *(
         Case(f"{name} in order", opened(), IN_ORDER, "order")
         for name, opened in (

@@ -3,8 +3,10 @@
 from pipeline.loader.dataset import TokenDataset
 from pipeline.loader.order import BlockShuffle, EpochOrder
 from pipeline.loader.packed import Packed
+from pipeline.loader.prefix import SampledPrefix
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
+from pipeline.loader.varlen import varlen
 from pipeline.loader.windows import Windows
 
 __all__ = [
@@ -12,7 +14,9 @@ __all__ = [
     "EpochOrder",
     "Packed",
     "RaggedBatch",
+    "SampledPrefix",
     "Samples",
     "TokenDataset",
     "Windows",
+    "varlen",
 ]

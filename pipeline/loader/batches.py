@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -44,6 +45,7 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
             equally many full batches; the last is filled up with the first items of the epoch,
             again and again if need be, and every batch has a field ``padding``, bool [B], True
             for these. ``drop``: these items are left out.
+        dtypes: Field -> the dtype of its tensors, where it is not the one that is stored.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         rank: int | None,
         world_size: int | None,
         uneven: Uneven,
+        dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         super().__init__()
         self._rank, self._world_size = _ranks(rank, world_size)
@@ -62,6 +65,7 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         if uneven not in get_args(Uneven):
             raise ContractError(f"uneven={uneven!r}, expected one of {', '.join(get_args(Uneven))}")
         self._batch_size, self._uneven = batch_size, uneven
+        self._dtypes = dict(dtypes or {})
         # In shared memory, so that persistent DataLoader workers hear of the next epoch.
         self._shared = torch.tensor([epoch, 0, 0]).share_memory_()
         self._now = (epoch, 0)  # epoch and position of the running or next iteration here
@@ -183,10 +187,9 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
             for number, columns in enumerate(self._read_batches(epoch, items)):
                 position += step
                 self._now = (epoch, position)
-                batch = {
-                    name: torch.from_numpy(column) if type(column) is np.ndarray else _as_torch(column)
-                    for name, column in columns.items()
-                }
+                batch = {name: _as_torch(column) for name, column in columns.items()}
+                if self._dtypes:
+                    _cast(batch, self._dtypes)
                 if padding is not None:
                     _add_padding(batch, padding[number * size : number * size + size])
                 yield batch
@@ -233,9 +236,39 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
 
 
 def _as_torch(column: Any) -> torch.Tensor | RaggedBatch | list[Any]:
+    if type(column) is np.ndarray:
+        return torch.from_numpy(column)
     if isinstance(column, Ragged):
         return RaggedBatch(torch.from_numpy(column.values), torch.from_numpy(column.offsets))
-    return torch.from_numpy(column) if isinstance(column, np.ndarray) else column
+    return column
+
+
+def _cast(batch: Batch, dtypes: Mapping[str, torch.dtype]) -> None:
+    for name, dtype in dtypes.items():
+        column = batch.get(name)
+        if not isinstance(column, torch.Tensor | RaggedBatch):
+            found = "is not read" if column is None else "holds no numbers"
+            raise ContractError(
+                f"dtypes: field {name!r} {found}",
+                hint=f"fields of a batch: {', '.join(batch)}",
+            )
+        stored = column.dtype if isinstance(column, torch.Tensor) else column.values.dtype
+        if not _holds(dtype, stored):
+            raise ContractError(
+                f"dtypes: {dtype} does not hold all values of field {name!r}, stored as {stored}",
+                hint="ask for a wider type",
+            )
+        batch[name] = column.to(dtype)
+
+
+@cache
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Say whether a type takes the values of another: of numbers with a fraction, rounded."""
+    if wide.is_floating_point or narrow.is_floating_point or torch.bool in (wide, narrow):
+        is_fraction = bool(wide.is_floating_point and narrow.is_floating_point)
+        return is_fraction or narrow in (torch.bool, wide)
+    own, other = torch.iinfo(wide), torch.iinfo(narrow)
+    return bool(own.min <= other.min and other.max <= own.max)
 
 
 def _add_padding(batch: Batch, padding: np.ndarray) -> None:

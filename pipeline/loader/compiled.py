@@ -20,6 +20,10 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 def compiled(function: FunctionT) -> FunctionT:
     """Return the same function, compiled on its first call; it lets other threads run.
 
-    Nothing is kept on disk: the folder of an installed package may not be writable.
+    The machine code is kept on disk, where numba finds a folder that can be written: beside the
+    source or in the user's cache. Else every process compiles for itself, which takes seconds.
     """
-    return cast(FunctionT, numba.njit(nogil=True)(function))
+    try:
+        return cast(FunctionT, numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # there is no such folder
+        return cast(FunctionT, numba.njit(nogil=True)(function))

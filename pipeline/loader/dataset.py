@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from operators.base import Column
 from pipeline.errors import ContractError, SetupError
@@ -13,7 +14,7 @@ from pipeline.loader.batches import BatchDataset, Uneven
 from pipeline.loader.files import ShardFiles
 from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
 from pipeline.loader.samples import Samples
-from pipeline.loader.view import OpenView, View
+from pipeline.loader.view import OpenView, ReadsBatches, View
 from pipeline.manifest import Manifest, open_data_set
 from pipeline.storage import Storage
 
@@ -64,6 +65,9 @@ class TokenDataset(BatchDataset):
         world_size: How many there are; given exactly when ``rank`` is.
         uneven: ``short``, ``pad`` or ``drop``: what becomes of samples that do not fill the last
             global batch.
+        dtypes: Field -> the dtype of its tensors where it is not the stored one: ids as
+            ``torch.int64``, features as ``torch.bfloat16``. Ids are refused a type that does not
+            hold them all.
         storage_options: Protocol (``s3``) -> options of its fsspec file system.
         cache_dir: Where copies of remote shards go; None is the temporary folder.
         verify: Check the SHA-256 of every shard when it is first opened, not its size alone.
@@ -97,6 +101,7 @@ class TokenDataset(BatchDataset):
         rank: int | None = None,
         world_size: int | None = None,
         uneven: Uneven = "short",
+        dtypes: Mapping[str, torch.dtype] | None = None,
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         verify: bool = False,
@@ -108,6 +113,7 @@ class TokenDataset(BatchDataset):
             rank=rank,
             world_size=world_size,
             uneven=uneven,
+            dtypes=dtypes,
         )
         if view is not None and fields is not None:
             raise ContractError("fields and view are both given", hint="view=Samples(fields=...)")
@@ -147,7 +153,9 @@ class TokenDataset(BatchDataset):
         return self._view.read(items, epoch)
 
     def _read_batches(self, epoch: int, items: np.ndarray) -> Iterator[Mapping[str, Column]]:
-        return self._view.read_batches(items, self._batch_size, epoch)
+        if isinstance(self._view, ReadsBatches):
+            return self._view.read_batches(items, self._batch_size, epoch)
+        return super()._read_batches(epoch, items)
 
     def _order_of(self, epoch: int) -> EpochOrder | BlockOrder:
         if isinstance(self._shuffle, BlockShuffle):

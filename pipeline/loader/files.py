@@ -23,6 +23,9 @@ class ShardFiles:
         cache_dir: Where copies go; None is a folder of this user in the temporary folder. Nothing
             is ever removed from it.
         verify: Check the SHA-256 of local shards and of copies made earlier as well.
+
+    Attributes:
+        cache_dir: The folder of copies; views keep there what they compute.
     """
 
     def __init__(
@@ -31,12 +34,7 @@ class ShardFiles:
         self._data_set = data_set
         self._verify = verify
         own = Path(tempfile.gettempdir()) / f"tokenmill-{os.getuid()}"
-        self._cache = own if cache_dir is None else Path(cache_dir)
-
-    @property
-    def cache_dir(self) -> Path:
-        """The folder of copies; views keep what they compute there too."""
-        return self._cache
+        self.cache_dir = own if cache_dir is None else Path(cache_dir)
 
     def uri(self, shard: int) -> str:
         """Return the address of a shard, for messages."""
@@ -56,7 +54,7 @@ class ShardFiles:
         uri = self.uri(shard)
         local = self._data_set.storage.local_path(uri)
         if local is None:
-            local = self._cache / f"{self._of(shard, 'sha256')}.arrow"
+            local = self.cache_dir / f"{self._of(shard, 'sha256')}.arrow"
             if not local.is_file():
                 self._copy(uri, shard, local)
                 return local

@@ -42,10 +42,11 @@ class BlockShuffle:
     C alone, its own C / W when W divides C, and one, shared with W / C - 1 others, when C divides
     W. Hence, with B <= m:
 
-    - the first batch of b samples touches at most 2 * min(b, C / gcd(C, W)) shards;
-    - a rank has at most 2 * C / gcd(C, W) shards in use at a time, so a cache that holds twice
-      as many, those in use and those to come, downloads each shard once. A shard in which a
-      stream ends is read by the neighbour stream too: at most C - 1 shards in an epoch.
+    - the first batch of b samples touches at most 2 * min(b, C / gcd(C, W)) shards, as long as a
+      global batch of W * b is no more than C * B;
+    - a rank has at most 2 * C / gcd(C, W) shards in use at a time, so a cache of twice as many,
+      those in use and those to come, copies each shard once. Only a shard in which one stream
+      ends and another begins is copied for both, at most C - 1 of them in an epoch.
 
     When W shares no divisor with C every rank reads all C streams: the order is the same and so is
     each sample's rank, but every node then downloads every shard. Choose C as the largest number of
@@ -151,6 +152,12 @@ class BlockOrder:
 
     def _last_block(self, more: int) -> int:
         return (self._stream_items + more) % self._block_items
+
+
+def random_bits(seed: int, epoch: int, items: np.ndarray) -> np.ndarray:
+    """Return uint64 [K], evenly spread: a pure function of seed, epoch and each of int64 [K]."""
+    key = np.uint64(_mix_int(_epoch_key(seed, epoch) + _GOLDEN))
+    return _mix(_mix(items.astype(np.uint64) + key) ^ key)
 
 
 def _epoch_key(seed: int, epoch: int) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,19 @@ class ShardMaps:
         self._partitions = data_set.shards["partition"].to_numpy()
         self._num_samples = data_set.shards["num_samples"].to_numpy()
         self.stops: np.ndarray = np.cumsum(self._num_samples, dtype=np.int64)
+
+    @property
+    def max_open(self) -> int:
+        """How many shards a reader may keep open now; to be asked before each ``open``."""
+        return OPEN_SHARDS
+
+    def uri(self, number: int) -> str:
+        """Return the address of a shard, for messages."""
+        return self._files.uri(number)
+
+    def reading(self, number: int) -> AbstractContextManager[None]:
+        """Return where all that broken bytes of a shard raise becomes an IntegrityError."""
+        return _integrity_errors(self._files.uri(number))
 
     def open(self, number: int) -> "MappedShard":
         """Map a shard.

@@ -23,6 +23,7 @@ class RowFormat:
         pad: Id where there is no token.
         loss_mask: Field with the loss mask, if there is one.
         others: More fields to read.
+        is_full: There is a token everywhere: without a stored mask none is made.
     """
 
     field: str
@@ -31,6 +32,7 @@ class RowFormat:
     pad: int
     loss_mask: str | None
     others: Sequence[str]
+    is_full: bool = False
 
     @property
     def other_fields(self) -> list[str]:
@@ -91,7 +93,10 @@ class RowFormat:
                 yield self.read(stream, np.array(starts_B))
                 continue
             ids = found[0].astype(dtype) if is_run else np.concatenate(found, dtype=dtype)
-            yield {self.field: ids.reshape(batch_size, -1), "loss_mask": mask.copy()}
+            columns = {self.field: ids.reshape(batch_size, -1)}
+            if not self.is_full:
+                columns["loss_mask"] = mask.copy()
+            yield columns
         for first in range(whole * batch_size, len(starts), batch_size):
             yield self.read(stream, starts[first : first + batch_size])
 
@@ -184,7 +189,9 @@ class RowFormat:
     ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         """Return the columns of a batch, and those to copy into in the order of the stream."""
         shape = (num_rows, self.width)
-        columns = {self.field: np.empty(shape, self.dtype), "loss_mask": np.ones(shape, np.bool_)}
+        columns = {self.field: np.empty(shape, self.dtype)}
+        if self.loss_mask is not None or not self.is_full:
+            columns["loss_mask"] = np.ones(shape, np.bool_)
         columns |= {
             name: np.empty(shape, stream.dtypes[i + 1]) for i, name in enumerate(self.others)
         }

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from operators.base import FieldSpec
+from operators.base import Column, FieldSpec
 from pipeline.errors import ContractError, IntegrityError
 from pipeline.loader.files import ShardFiles
 from pipeline.loader.shard_maps import (
     CHANGED,
     DECODED_BATCHES,
-    OPEN_SHARDS,
     MappedShard,
     ShardMaps,
 )
@@ -89,8 +88,11 @@ class TokenStream:
         self.maps = ShardMaps(data_set, specs, files)
         counts = data_set.shards[f"tokens.{field}"].to_numpy()
         self.stops: np.ndarray = np.cumsum(counts, dtype=np.int64)
+        self._open: dict[int, _OpenShard] = {}
+        self._firsts: list[int] = []  # of the stretches, which are sorted by it
+        self._stretches: list[Stretch] = []
+        self._decoded: list[int] = []  # first tokens of decoded stretches, the oldest first
         self._table: StretchTable | None = None
-        self._forget()
 
     @property
     def num_tokens(self) -> int:
@@ -124,9 +126,10 @@ class TokenStream:
         if self.sample_length:
             found = np.full(opened.num_samples, self.sample_length)
         else:
-            offsets = [opened.columns(batch)[self._names[0]].offsets for batch in batches]
+            offsets = [self._offsets(shard, opened.columns(batch)) for batch in batches]
             found = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
-        self._check_count(shard, opened.uri, int(found.sum()))
+        with self.maps.reading(shard):
+            self._check_count(shard, int(found.sum()))
         return found
 
     def copy(self, starts: Sequence[int], out: Sequence[np.ndarray]) -> None:
@@ -177,7 +180,7 @@ class TokenStream:
         shard_number = int(np.searchsorted(self.stops, token, side="right"))
         shard = self._open.get(shard_number)
         if shard is None:
-            if len(self._open) == OPEN_SHARDS:
+            if len(self._open) >= self.maps.max_open:
                 self._forget()
             shard = self._open[shard_number] = self._open_shard(shard_number)
         if not shard.shard.mapped:
@@ -224,7 +227,8 @@ class TokenStream:
         stretch = self._stretch(shard, len(shard.bounds) - 1)
         shard.bounds.append(stretch.stop)
         if len(shard.bounds) > len(shard.shard.stops):
-            self._check_count(shard.number, shard.shard.uri, stretch.stop - shard.bounds[0])
+            with self.maps.reading(shard.number):
+                self._check_count(shard.number, stretch.stop - shard.bounds[0])
         return stretch
 
     def _stretch(self, shard: "_OpenShard", batch: int) -> Stretch:
@@ -233,23 +237,35 @@ class TokenStream:
         if self.sample_length:
             flat = tuple(columns[name].reshape(-1) for name in self._names)
             return Stretch(start, start + len(flat[0]), flat, None)
-        offsets = columns[self._names[0]].offsets
-        for name in self._names[1:]:
-            if not np.array_equal(columns[name].offsets, offsets):
-                raise IntegrityError(
-                    f"{shard.shard.uri}: {name!r} has not as many values as {self._names[0]!r} "
-                    f"has ids, in some sample of record batch {batch}",
-                    hint="only fields with a value for every id can be read beside it",
-                )
+        offsets = self._offsets(shard.number, columns)
         inside = slice(int(offsets[0]), int(offsets[-1]))
         values = tuple(columns[name].values[inside] for name in self._names)
         return Stretch(start, start + len(values[0]), values, offsets)
 
-    def _check_count(self, shard: int, uri: str, found: int) -> None:
+    def _offsets(self, shard: int, columns: Mapping[str, Column]) -> np.ndarray:
+        """Return the offsets of a record batch, which those of all fields must be."""
+        with self.maps.reading(shard):
+            offsets: np.ndarray = columns[self._names[0]].offsets
+            if (offsets[1:] < offsets[:-1]).any():
+                raise IntegrityError(
+                    f"{self.maps.uri(shard)}: the offsets of {self._names[0]!r} do not rise",
+                    hint=CHANGED,
+                )
+            for name in self._names[1:]:
+                if not np.array_equal(columns[name].offsets, offsets):
+                    raise IntegrityError(
+                        f"{self.maps.uri(shard)}: {name!r} has not as many values as "
+                        f"{self._names[0]!r} has ids, in some sample",
+                        hint="only fields with a value for every id can be read beside it",
+                    )
+        return offsets
+
+    def _check_count(self, shard: int, found: int) -> None:
         expected = int(self.stops[shard] - (self.stops[shard - 1] if shard else 0))
         if found != expected:
             raise IntegrityError(
-                f"{uri}: {found:,} ids in {self._names[0]!r}, the index says {expected:,}",
+                f"{self.maps.uri(shard)}: {found:,} ids in {self._names[0]!r}, the index says "
+                f"{expected:,}",
                 hint=CHANGED,
             )
 
@@ -267,18 +283,14 @@ class TokenStream:
         self._table = None
 
     def _forget(self) -> None:
-        self._open: dict[int, _OpenShard] = {}
-        self._firsts: list[int] = []  # of the stretches, which are sorted by it
-        self._stretches: list[Stretch] = []
-        self._decoded: list[int] = []  # first tokens of decoded stretches, the oldest first
+        for opened in (self._open, self._firsts, self._stretches, self._decoded):
+            opened.clear()  # in place, so that nobody keeps what was mapped
         self._table = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what refers to maps."""
-        other = object.__new__(TokenStream)
-        other.__dict__.update(self.__dict__)
-        other._forget()
-        return other.__dict__
+        empty: dict[str, Any] = {"_open": {}, "_firsts": [], "_stretches": [], "_decoded": []}
+        return {**self.__dict__, **empty, "_table": None}
 
 
 @dataclass(slots=True)

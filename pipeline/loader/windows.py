@@ -43,7 +43,8 @@ class Windows:
             ``[:, :-1]`` are inputs, ``[:, 1:]`` their targets, and none is lost between windows.
         dtype: Of the ids.
         pad: Id that fills the last window.
-        last: ``pad`` keeps the last window when it is short, ``drop`` leaves it out.
+        last: ``pad`` keeps the last window when it is short, ``drop`` leaves it out. Then there is
+            a token everywhere, and without a stored mask no ``loss_mask`` in a batch.
         boundaries: Say where samples begin.
         loss_mask: A field that says of every id whether it is to be learnt (0: no).
         others: Fields with a number for every id, cut in the same way.
@@ -74,7 +75,13 @@ class Windows:
         if self.last not in ("pad", "drop"):
             raise ContractError(f"windows: last={self.last!r}, expected 'pad' or 'drop'")
         rows = RowFormat(
-            self.field, self.length + self.extra, self.dtype, self.pad, self.loss_mask, self.others
+            self.field,
+            self.length + self.extra,
+            self.dtype,
+            self.pad,
+            self.loss_mask,
+            self.others,
+            is_full=self.last == "drop",
         )
         stream = TokenStream(data_set, self.field, rows.other_fields, files)
         return OpenWindows(self, rows, stream)

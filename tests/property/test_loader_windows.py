@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.loader import TokenDataset, Windows
+from pipeline.loader import TokenDataset, Windows, varlen
 from tests.token_data import CORPORA, Corpus
 
 PAD = 7
@@ -66,3 +66,5 @@ def test_windows_are_the_stream_cut_evenly(
         bounds = [*np.flatnonzero(flat == 0).tolist(), len(flat)]
         assert batch["cu_seqlens"].tolist() == bounds
         assert batch["max_seqlen"] == max(np.diff(bounds))
+        assert varlen(batch["position_ids"])[0].tolist() == bounds
+        assert varlen(batch["position_ids"])[1] == batch["max_seqlen"]

@@ -9,10 +9,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from numba.core import caching
 from torch.utils.data import DataLoader
 
 from pipeline.errors import ContractError, FingerprintMismatchError, SetupError
 from pipeline.loader import Packed, TokenDataset, Windows, pack_index
+from pipeline.loader.compiled import compiled
 from pipeline.loader.packed import OpenPacked
 from tests.loader_data import rows, write_data_set
 from tests.token_data import Corpus
@@ -232,3 +234,10 @@ def test_a_view_that_cannot_be(data_set: str, tmp_path: Path, view: Packed, mess
     with pytest.raises(ContractError, match=message):
         packs(data_set, tmp_path, view)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_folder_for_machine_code_it_is_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+    assert compiled(lambda value: value + 1)(2) == 3

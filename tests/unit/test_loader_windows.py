@@ -20,7 +20,7 @@ from pipeline.errors import (
     IntegrityError,
     SetupError,
 )
-from pipeline.loader import TokenDataset, Windows, token_stream
+from pipeline.loader import Packed, TokenDataset, Windows, shard_maps, token_stream
 from pipeline.loader.shard_maps import ShardMaps
 from pipeline.manifest import INDEX, MANIFEST
 from tests.loader_data import rows, write_data_set
@@ -114,7 +114,7 @@ def test_few_shards_and_batches_are_kept_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, boundaries: bool
 ) -> None:
     """A window may need more of them at once than are kept."""
-    monkeypatch.setattr(token_stream, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(shard_maps, "OPEN_SHARDS", 2)
     monkeypatch.setattr(token_stream, "DECODED_BATCHES", 1)
     corpus = Corpus(
         [1] * 40, partitions=4, batch_bytes=1, shard_per_batch=True, compression=compression
@@ -218,6 +218,23 @@ def test_a_wrong_count_in_the_index_is_found(tmp_path: Path) -> None:
         IntegrityError, match=r"0000000-000.arrow: 22 ids in 'ids', the index .* 23"
     ):
         list(windows(str(url), Windows("ids", 4)))
+
+
+@pytest.mark.parametrize("view", [Windows("ids", 50, boundaries=True), Packed("ids", 50)])
+@pytest.mark.parametrize("wrong", [[0, 5, 2, 22], [0, 500, 5, 22], [0, -7, 5, 22]])
+def test_offsets_that_do_not_rise_are_found(
+    tmp_path: Path, view: Windows | Packed, wrong: list[int]
+) -> None:
+    """Compiled functions rely on them."""
+    url = Path(Corpus([5, 0, 17], partitions=1).write(tmp_path / "data"))
+    shard = url / "shards/0000000-000.arrow"
+    before, after = (np.array(n, np.int32).tobytes() for n in ([0, 5, 5, 22], wrong))
+    assert before in shard.read_bytes()
+    shard.write_bytes(shard.read_bytes().replace(before, after))
+    with pytest.raises(
+        IntegrityError, match=r"0000000-000.arrow: the offsets of 'ids' do not rise"
+    ):
+        list(TokenDataset(url, batch_size=1, view=view, cache_dir=tmp_path))
 
 
 def test_only_boundaries_need_numba(data_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
