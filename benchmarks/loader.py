@@ -38,7 +38,6 @@ import statistics
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
@@ -289,19 +288,21 @@ def check(epoch: Epoch) -> dict[str, Any]:
 
 
 def batch_ids(batch: Any) -> np.ndarray:
-    """Return the ids of a batch as uint64: [B, LENGTH], or [M] where there is padding or no rows."""
+    """Return the ids of a batch as uint64: [B, LENGTH], or [M] where there are no full rows."""
     if isinstance(batch, torch.Tensor):
         assert batch.dtype == torch.int64, batch.dtype
-        return batch.numpy().astype(np.uint64)
-    if isinstance(batch, RaggedBatch):
-        return batch.values.numpy().astype(np.uint64)
-    there = batch["document_ids"] >= 0
-    return batch[FIELD][there].numpy().astype(np.uint64)
+        ids = batch
+    elif isinstance(batch, RaggedBatch):
+        ids = batch.values
+    else:
+        ids = batch[FIELD][batch["document_ids"] >= 0]
+    return np.asarray(ids.numpy(), np.uint64)
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
-    return values ^ (values >> np.uint64(29))
+    folded: np.ndarray = values ^ (values >> np.uint64(29))
+    return folded
 
 
 def resident_megabytes() -> float:
@@ -554,7 +555,8 @@ def one_by_one(data: Any, as_one: Callable[[Any], torch.Tensor]) -> Epoch:
 
 
 def groups(samples: Iterable[Any]) -> Iterator[Sequence[Any]]:
-    iterator = iter(samples)
+    # A generator: iter() of litdata's own iterator, which islice calls, begins anew.
+    iterator = (sample for sample in samples)
     while rows := tuple(islice(iterator, ROWS)):
         yield rows
 

@@ -63,7 +63,7 @@ class ReadsBatches(Protocol):
     def read_batches(
         self, items: np.ndarray, batch_size: int, epoch: int
     ) -> Iterator[Mapping[str, Column]]:
-        """Yield what ``read`` returns for every ``batch_size`` of the items; the last may be few."""
+        """Yield what ``read`` returns for each ``batch_size`` of the items, fewer at the end."""
         ...
 
 
