@@ -198,7 +198,7 @@ class Running:
         start, peak, end = self._found["memory"]
         if not self.case.workers:
             self.memory = f"{start:.0f}, {peak:.0f}, {end:.0f} MB"
-        print(f"{self.case.name}: {self._found}", flush=True)
+        print(f"{self.case.name}: read {self._found['tokens']:,} tokens", flush=True)
 
     def agrees(self, running: Mapping[str, "Running"]) -> bool:
         raw = running[self.case.baseline or self.case.name]
@@ -229,6 +229,7 @@ class Running:
 def serve(pipe: Connection, name: str, corpus: Path) -> None:
     """Run a case in this process, as the parent asks."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # Linux's own, also for the workers
     case = next(case for case in CASES if case.name == name)
     stand_in_torchvision()
     try:
