@@ -9,15 +9,16 @@ from typing import Any
 
 from pipeline import runner
 from pipeline.committer import Committer
+from pipeline.decisions import read_decisions
 from pipeline.errors import FingerprintMismatchError, SpecError
 from pipeline.finish import JOB, finish
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import MANIFEST, open_data_set
 from pipeline.plan import read_plan
-from pipeline.protocols import Partition, PartitionResult
+from pipeline.protocols import Listener, Partition, PartitionResult
 from pipeline.retries import Retry, drop_retry, plan_retry, read_retries, superseded, write_retry
-from pipeline.runner import Listener, Prepared
+from pipeline.runner import Prepared
 from pipeline.spec import JobSpec, WorkerRange, job_from_recipe
 from pipeline.storage import Storage, join
 
@@ -65,6 +66,8 @@ def prepare(output: str, storage: Storage, job: JobSpec | None = None) -> Prepar
     data = open_data_set(output, storage)
     recipe = data.manifest.recipe
     if job is not None:
+        # What the run decided of its operators holds for what is added to it, too.
+        job = runner.with_decisions(job, read_decisions(storage, data.uri))
         for part in ("name", "source", "shards", "limit", "batch_size"):
             if job.recipe()[part] != recipe[part]:
                 raise SpecError(

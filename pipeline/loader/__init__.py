@@ -1,6 +1,7 @@
 """Reads finished data sets inside the training job; needs neither Ray nor any model."""
 
 from pipeline.loader.dataset import TokenDataset
+from pipeline.loader.mixture import MixedDataset, Source
 from pipeline.loader.order import BlockShuffle, EpochOrder
 from pipeline.loader.packed import Packed
 from pipeline.loader.prefix import SampledPrefix
@@ -12,10 +13,12 @@ from pipeline.loader.windows import Windows
 __all__ = [
     "BlockShuffle",
     "EpochOrder",
+    "MixedDataset",
     "Packed",
     "RaggedBatch",
     "SampledPrefix",
     "Samples",
+    "Source",
     "TokenDataset",
     "Windows",
     "varlen",

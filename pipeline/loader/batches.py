@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from operators.base import Column, Ragged
+from operators.columns import to_torch
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError
 from pipeline.loader.ragged import RaggedBatch
 
@@ -236,10 +237,10 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
 
 
 def _as_torch(column: Any) -> torch.Tensor | RaggedBatch | list[Any]:
-    if type(column) is np.ndarray:
-        return torch.from_numpy(column)
+    if isinstance(column, np.ndarray):
+        return to_torch(column)
     if isinstance(column, Ragged):
-        return RaggedBatch(torch.from_numpy(column.values), torch.from_numpy(column.offsets))
+        return RaggedBatch(to_torch(column.values), torch.from_numpy(column.offsets))
     return column
 
 

@@ -115,6 +115,11 @@ class TokenDataset(BatchDataset):
             uneven=uneven,
             dtypes=dtypes,
         )
+        if not isinstance(shuffle, bool | BlockShuffle):
+            raise ContractError(
+                f"shuffle={shuffle!r}, expected True, False or a BlockShuffle",
+                hint="shuffle=BlockShuffle(streams=8, block_items=8192), for example",
+            )
         if view is not None and fields is not None:
             raise ContractError("fields and view are both given", hint="view=Samples(fields=...)")
         data_set = open_data_set(os.fspath(manifest_url), Storage(storage_options))

@@ -123,12 +123,12 @@ def check_prefix(name: str, prefix: Prefix, layout: FieldLayout | None) -> None:
             f"prefix: field {name!r} has {found}, so a prefix of it means nothing",
             hint="read it whole; FlexTok and One-D-Piece, for example, make nested ids",
         )
-    lengths = [prefix] if isinstance(prefix, int) else list(prefix.lengths)
+    lengths = list(prefix.lengths) if isinstance(prefix, SampledPrefix) else [prefix]
     if not 1 <= min(lengths) <= max(lengths) <= layout.positions:
         raise ContractError(
             f"prefix: {lengths} positions of field {name!r}, expected 1 to {layout.positions}"
         )
-    if layout.axis and not isinstance(prefix, int):
+    if layout.axis and isinstance(prefix, SampledPrefix):
         raise ContractError(
             f"prefix: field {name!r} has several views, whose lengths cannot be sampled",
             hint="give one length for all samples, or sample one batch by batch and cut it there",

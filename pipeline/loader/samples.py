@@ -90,8 +90,12 @@ class OpenSamples:
         streams: Mapping[str, tuple[int, Sequence[int]]],
     ) -> None:
         self._reader = reader
-        self._sampled = {n: kept for n, kept in kept.items() if isinstance(kept, SampledPrefix)}
-        self._fixed = {n: Cut(kept, axes[n]) for n, kept in kept.items() if isinstance(kept, int)}
+        self._sampled = {name: k for name, k in kept.items() if isinstance(k, SampledPrefix)}
+        self._fixed = {
+            name: Cut(int(k), axes[name])
+            for name, k in kept.items()
+            if not isinstance(k, SampledPrefix)
+        }
         self._streams = streams
 
     @property

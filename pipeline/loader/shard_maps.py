@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from operators.base import Column, FieldSpec, Ragged
 from pipeline.errors import IntegrityError
+from pipeline.flat_shards import Documents, flat_columns, is_flat, keys
 from pipeline.loader.files import ShardFiles
 from pipeline.manifest import DataSet
 
@@ -38,6 +40,7 @@ class ShardMaps:
     ) -> None:
         self._fields = dict(fields)
         self._files = files
+        self._data_set = data_set
         self._manifest = data_set.manifest
         self._partitions = data_set.shards["partition"].to_numpy()
         self._num_samples = data_set.shards["num_samples"].to_numpy()
@@ -56,7 +59,7 @@ class ShardMaps:
         """Return where all that broken bytes of a shard raise becomes an IntegrityError."""
         return _integrity_errors(self._files.uri(number))
 
-    def open(self, number: int) -> "MappedShard":
+    def open(self, number: int) -> "OpenShard":
         """Map a shard.
 
         Raises:
@@ -64,6 +67,8 @@ class ShardMaps:
         """
         expected = int(self._num_samples[number])
         path, uri = str(self._files.path(number)), self._files.uri(number)
+        if is_flat(self._data_set, number):
+            return self._open_flat(number, path, uri)
         with _integrity_errors(uri):
             shard = MappedShard(path, uri, self._fields)
         fingerprint = self._manifest.fingerprint_of(int(self._partitions[number]))
@@ -79,6 +84,95 @@ class ShardMaps:
                 hint=CHANGED,
             )
         return shard
+
+    def _open_flat(self, number: int, path: str, uri: str) -> "FlatShard":
+        ((field, spec),) = self._manifest.fields.items()
+        documents = Documents(self._data_set, number)
+        expected = self._data_set.shards[f"tokens.{field}"][number].as_py()
+        if documents.num_ids != expected:
+            raise IntegrityError(
+                f"{uri}: its documents have {documents.num_ids:,} ids, the index says {expected:,}",
+                hint=CHANGED,
+            )
+        first_row = int(self.stops[number] - self._num_samples[number])
+        with _integrity_errors(uri):
+            return FlatShard(path, uri, documents, self._fields, field, spec, first_row)
+
+
+class OpenShard(Protocol):
+    """A shard whose rows can be read.
+
+    Attributes:
+        uri: Its address, for messages.
+        stops: One past the last row of each record batch.
+        mapped: Record batch -> columns; none when they are decoded on demand.
+    """
+
+    uri: str
+    stops: list[int]
+    mapped: dict[int, Mapping[str, Column]]
+
+    @property
+    def num_samples(self) -> int:
+        """Its rows."""
+        ...
+
+    def decode(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a record batch that is not mapped."""
+        ...
+
+    def columns(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a record batch: views of the map, or decoded."""
+        ...
+
+
+class FlatShard:
+    """A file of ids that another program wrote, mapped where it lies; see ``flat_shards``."""
+
+    def __init__(
+        self,
+        path: str,
+        uri: str,
+        documents: Documents,
+        fields: Mapping[str, FieldSpec],
+        field: str,
+        spec: FieldSpec,
+        first_row: int,
+    ) -> None:
+        self.uri = uri
+        counts = [len(offsets) - 1 for offsets in documents.batches]
+        self.stops: list[int] = np.cumsum(counts, dtype=np.int64).tolist()
+        self.mapped: dict[int, Mapping[str, Column]] = {}
+        start = first_row
+        for batch, ids in enumerate(flat_columns(path, documents, field, spec)):
+            named = {**ids, "key": _RowKeys(start, counts[batch])}
+            self.mapped[batch] = {name: named[name] for name in fields}
+            start += counts[batch]
+
+    @property
+    def num_samples(self) -> int:
+        """Its rows."""
+        return self.stops[-1]
+
+    def decode(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a batch; all are mapped."""
+        return self.mapped[batch]
+
+    columns = decode
+
+
+class _RowKeys:
+    """The keys of consecutive rows, made when they are asked for."""
+
+    def __init__(self, first: int, num: int) -> None:
+        self._rows = range(first, first + num)
+
+    def __getitem__(self, rows: slice) -> pa.Array:
+        return keys(np.array(self._rows[rows], np.int64))
+
+    def take(self, rows: pa.Array) -> pa.Array:
+        """Return the keys of some rows, by their place."""
+        return keys(rows.to_numpy() + self._rows.start)
 
 
 class MappedShard:
@@ -156,8 +250,13 @@ def _column(array: pa.Array, spec: FieldSpec) -> Column:
     if not spec.is_numeric:
         return array
     if spec.is_ragged:
-        return Ragged(_flat(array.values, spec.shape[1:]), array.offsets.to_numpy())
-    return _flat(array, spec.shape)
+        values = _flat(array.values, spec.shape[1:])
+        return Ragged(_typed(values, spec), array.offsets.to_numpy())
+    return _typed(_flat(array, spec.shape), spec)
+
+
+def _typed(values: np.ndarray, spec: FieldSpec) -> np.ndarray:
+    return values.view("bfloat16") if spec.dtype == "bfloat16" else values
 
 
 def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:

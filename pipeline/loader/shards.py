@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from operators.base import Column, FieldSpec, Ragged
 from pipeline.loader.files import ShardFiles
-from pipeline.loader.shard_maps import DECODED_BATCHES, OPEN_SHARDS, MappedShard, ShardMaps
+from pipeline.loader.shard_maps import DECODED_BATCHES, OPEN_SHARDS, OpenShard, ShardMaps
 from pipeline.manifest import DataSet
 
 Index = slice | np.ndarray
@@ -52,7 +52,7 @@ class ShardReader:
         self._fields = dict(fields)
         self._maps = ShardMaps(data_set, fields, files)
         self._stops: list[int] = self._maps.stops.tolist()
-        self._open: _Recent[MappedShard] = _Recent(OPEN_SHARDS)
+        self._open: _Recent[OpenShard] = _Recent(OPEN_SHARDS)
         self._decoded: _Recent[Mapping[str, Column]] = _Recent(DECODED_BATCHES)
 
     @property

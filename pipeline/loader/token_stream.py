@@ -13,7 +13,7 @@ from pipeline.loader.files import ShardFiles
 from pipeline.loader.shard_maps import (
     CHANGED,
     DECODED_BATCHES,
-    MappedShard,
+    OpenShard,
     ShardMaps,
 )
 from pipeline.manifest import DataSet
@@ -301,7 +301,7 @@ class _OpenShard:
     """
 
     number: int
-    shard: MappedShard
+    shard: OpenShard
     bounds: list[int]
 
 

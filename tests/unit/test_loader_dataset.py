@@ -282,6 +282,21 @@ def test_state_resumes_at_the_next_batch(data_set: str) -> None:
     assert again.state_dict()["position"] == 0
 
 
+@pytest.mark.parametrize("shuffle", [True, False, BlockShuffle(2, 5)])
+def test_resume_needs_no_shard_but_that_of_the_next_sample(
+    tmp_path: Path, shuffle: bool | BlockShuffle
+) -> None:
+    url = write_data_set(tmp_path, rows(NUM), partitions=NUM)  # a shard a sample, in order
+    whole = keys(TokenDataset(url, batch_size=1, fields=["key"], shuffle=shuffle))
+    [row] = whole[NUM // 2]
+    for path in (tmp_path / "shards").iterdir():
+        if path.name != f"{row:07d}-000.arrow":
+            path.unlink()
+    data = TokenDataset(url, batch_size=1, fields=["key"], shuffle=shuffle)
+    data.load_state_dict({**data.state_dict(), "position": NUM // 2})
+    assert keys([next(iter(data))]) == [[row]]
+
+
 def test_state_of_a_finished_epoch_yields_nothing_more(data_set: str) -> None:
     data = TokenDataset(data_set, batch_size=4, fields=["key"])
     list(data)
@@ -354,6 +369,11 @@ def test_batch_size_zero_is_refused(data_set: str) -> None:
 def test_unknown_uneven_end_is_refused(data_set: str) -> None:
     with pytest.raises(ContractError, match="uneven='wrap', expected one of short, pad, drop"):
         TokenDataset(data_set, batch_size=4, uneven="wrap")  # type: ignore[arg-type]
+
+
+def test_unknown_shuffle_is_refused(data_set: str) -> None:
+    with pytest.raises(ContractError, match="shuffle='block', expected True, False or a Block"):
+        TokenDataset(data_set, batch_size=4, shuffle="block")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("argument", ["streams", "block_items"])
