@@ -54,7 +54,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from operators.base import FieldSpec, Ragged
-from pipeline.export import ExportSettings, export
+from pipeline.export import ExportSettings
+from pipeline.exporting import export
 from pipeline.loader import Packed, RaggedBatch, TokenDataset, Windows
 from pipeline.manifest import FORMAT_VERSION, INDEX, MANIFEST, Manifest, index_bytes
 from pipeline.protocols import PartitionResult
