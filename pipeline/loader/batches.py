@@ -85,6 +85,11 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
         """Return the items of one batch."""
 
+    def _read_batches(self, epoch: int, items: np.ndarray) -> Iterator[Mapping[str, Column]]:
+        """Yield the batches of many items."""
+        for first in range(0, len(items), self._batch_size):
+            yield self._read(epoch, items[first : first + self._batch_size])
+
     @abstractmethod
     def _identity(self) -> Mapping[str, Any]:
         """Return what must be the same when a state is loaded, as JSON values."""
@@ -180,15 +185,14 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         for positions in self._positions(start, worker, num_workers):
             padding = self._pad(positions)
             items = self._items(epoch, positions)
-            for first in range(0, len(items), size):
+            for number, columns in enumerate(self._read_batches(epoch, items)):
                 position += step
                 self._now = (epoch, position)
-                columns = self._read(epoch, items[first : first + size])
                 batch = {name: _as_torch(column) for name, column in columns.items()}
                 if self._dtypes:
                     _cast(batch, self._dtypes)
                 if padding is not None:
-                    _add_padding(batch, padding[first : first + size])
+                    _add_padding(batch, padding[number * size : number * size + size])
                 yield batch
         self._now = (epoch, self.num_positions)
 
@@ -233,9 +237,11 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
 
 
 def _as_torch(column: Any) -> torch.Tensor | RaggedBatch | list[Any]:
+    if isinstance(column, np.ndarray):
+        return to_torch(column)
     if isinstance(column, Ragged):
         return RaggedBatch(to_torch(column.values), torch.from_numpy(column.offsets))
-    return to_torch(column) if isinstance(column, np.ndarray) else column
+    return column
 
 
 def _cast(batch: Batch, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -1,7 +1,7 @@
 """Batches of a finished data set for a training loop."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.loader.batches import BatchDataset, Uneven
 from pipeline.loader.files import ShardFiles
 from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
 from pipeline.loader.samples import Samples
-from pipeline.loader.view import OpenView, View
+from pipeline.loader.view import OpenView, ReadsBatches, View
 from pipeline.manifest import Manifest, open_data_set
 from pipeline.storage import Storage
 
@@ -156,6 +156,11 @@ class TokenDataset(BatchDataset):
 
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
         return self._view.read(items, epoch)
+
+    def _read_batches(self, epoch: int, items: np.ndarray) -> Iterator[Mapping[str, Column]]:
+        if isinstance(self._view, ReadsBatches):
+            return self._view.read_batches(items, self._batch_size, epoch)
+        return super()._read_batches(epoch, items)
 
     def _order_of(self, epoch: int) -> EpochOrder | BlockOrder:
         if isinstance(self._shuffle, BlockShuffle):
