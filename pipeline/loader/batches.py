@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from operators.base import Column, Ragged
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError
+from pipeline.loader.prefetch import Prefetch
 from pipeline.loader.ragged import RaggedBatch
 
 STATE_VERSION = 2
@@ -67,6 +69,14 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
     @abstractmethod
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
         """Return the items of one batch."""
+
+    def _prefetch(self, items: Iterator[np.ndarray]) -> Prefetch | None:  # noqa: ARG002
+        """Return what fetches shards ahead of their use, if anything does.
+
+        Args:
+            items: What ``_read`` will be asked for, in order; nothing of it need be taken.
+        """
+        return None
 
     @abstractmethod
     def _identity(self) -> Mapping[str, Any]:
@@ -158,17 +168,29 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         self._now = (epoch, start)
         # A worker's next batch is as far from its position as its first was from the start.
         step = self._global_batch_size * num_workers
-        for positions in self._positions(start, worker, num_workers):
-            items = self._items(epoch, positions)
-            for first in range(0, len(items), self._batch_size):
-                self._now = (epoch, self._now[1] + step)
-                columns = self._read(epoch, items[first : first + self._batch_size])
-                yield {name: _as_torch(column) for name, column in columns.items()}
+        blocks = self._blocks(epoch, start, worker, num_workers)
+        ahead = self._prefetch(self._blocks(epoch, start, worker, num_workers))
+        with nullcontext() if ahead is None else closing(ahead):
+            for items in blocks:
+                for first in range(0, len(items), self._batch_size):
+                    batch = items[first : first + self._batch_size]
+                    self._now = (epoch, self._now[1] + step)
+                    if ahead is not None:
+                        ahead.advance(len(batch))
+                    columns = self._read(epoch, batch)
+                    yield {name: _as_torch(column) for name, column in columns.items()}
         self._now = (epoch, self.num_positions)
 
     @property
     def _global_batch_size(self) -> int:
         return self._world_size * self._batch_size
+
+    def _blocks(
+        self, epoch: int, start: int, worker: int, num_workers: int
+    ) -> Iterator[np.ndarray]:
+        """Yield this rank's and worker's items, many batches at a time."""
+        for positions in self._positions(start, worker, num_workers):
+            yield self._items(epoch, positions)
 
     def _positions(self, start: int, worker: int, num_workers: int) -> Iterator[np.ndarray]:
         """Yield int64 positions of this rank's and worker's samples, many batches at a time.

@@ -1,17 +1,20 @@
 """Batches of a finished data set for a training loop."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from operators.base import Column
 from pipeline.errors import ContractError, SetupError
+from pipeline.loader.bad_shards import BadShard
 from pipeline.loader.batches import BatchDataset
-from pipeline.loader.files import ShardFiles
+from pipeline.loader.files import OnBadShard, ShardFiles
 from pipeline.loader.order import EpochOrder
+from pipeline.loader.prefetch import Prefetch
 from pipeline.loader.samples import Samples
+from pipeline.loader.skipping import read_without
 from pipeline.loader.view import View
 from pipeline.manifest import Manifest, open_data_set
 from pipeline.storage import Storage
@@ -40,8 +43,9 @@ class TokenDataset(BatchDataset):
     ``load_state_dict`` put it; call ``set_epoch`` before each.
 
     Shuffling reads rows all over the data set. Shards on this machine's disk are mapped. Remote
-    ones are copied to ``cache_dir`` when first touched, which in a shuffled epoch soon is all of
-    them. Compressed shards decode 32 MiB for a row: read those with ``shuffle=False``.
+    ones are copied to ``cache_dir``, once a node, which in a shuffled epoch soon is all of them:
+    docs/remote.md tells what to do when they do not fit. Compressed shards decode 32 MiB for a row:
+    read those with ``shuffle=False``.
 
     Args:
         manifest_url: The output folder of a finished run, or its ``manifest.json``.
@@ -56,8 +60,16 @@ class TokenDataset(BatchDataset):
         world_size: How many there are; given exactly when ``rank`` is.
         drop_last: Leave out the samples that do not fill a global batch.
         storage_options: Protocol (``s3``) -> options of its fsspec file system.
-        cache_dir: Where copies of remote shards go; None is the temporary folder.
-        verify: Check the SHA-256 of every shard when it is first opened, not its size alone.
+        cache_dir: Where copies of remote shards go: a folder on a disk of this machine, which other
+            data sets, ranks and workers may share. None is one in the temporary folder.
+        cache_bytes: How much it may hold; those used longest ago are removed. None is half of what
+            is free for copies when the data set is opened.
+        prefetch_shards: How many remote shards are fetched before they are needed, per rank and
+            worker; in all they take a quarter of ``cache_bytes`` at most.
+        on_bad_shard: What happens when a shard is missing or damaged. "raise" ends the iteration.
+            "skip" leaves out the items that need it: there are as many batches as before, shorter,
+            some of them empty. It is logged, and ``skipped`` tells.
+        verify: Check the SHA-256 of every shard when it is opened, not its size alone.
         allow_random_weights: Read tokens that mean nothing, for a dry run.
 
     Raises:
@@ -90,6 +102,9 @@ class TokenDataset(BatchDataset):
         drop_last: bool = False,
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        prefetch_shards: int = 16,
+        on_bad_shard: OnBadShard = "raise",
         verify: bool = False,
         allow_random_weights: bool = False,
     ) -> None:
@@ -100,6 +115,8 @@ class TokenDataset(BatchDataset):
             world_size=world_size,
             drop_last=drop_last,
         )
+        if prefetch_shards < 0:
+            raise ContractError(f"prefetch_shards={prefetch_shards}, expected 0 or more")
         if view is not None and fields is not None:
             raise ContractError("fields and view are both given", hint="view=Samples(fields=...)")
         data_set = open_data_set(os.fspath(manifest_url), Storage(storage_options))
@@ -109,8 +126,15 @@ class TokenDataset(BatchDataset):
                 f"{data_set.uri}: its tokens were made with random weights and mean nothing",
                 hint="make them again with real weights, or pass allow_random_weights=True",
             )
-        files = ShardFiles(data_set, cache_dir, verify=verify)
-        self._view = (view or Samples(fields)).open(data_set, files)
+        self._files = ShardFiles(
+            data_set,
+            cache_dir,
+            cache_bytes=cache_bytes,
+            verify=verify,
+            on_bad_shard=on_bad_shard,
+        )
+        self._prefetch_shards = prefetch_shards
+        self._view = (view or Samples(fields)).open(data_set, self._files)
         self._seed, self._shuffle = seed, shuffle
         self._order = self._order_of(epoch)
 
@@ -124,13 +148,27 @@ class TokenDataset(BatchDataset):
         """Items of the view, samples as a rule, of the whole data set."""
         return self._view.num_items
 
+    @property
+    def skipped(self) -> tuple[BadShard, ...]:
+        """The shards found missing or damaged so far, by this process and its DataLoader workers.
+
+        Always empty with ``on_bad_shard="raise"``.
+        """
+        return () if self._files.bad is None else self._files.bad.found()
+
     def _items(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         if epoch != self._order.epoch:
             self._order = self._order_of(epoch)
         return self._order.rows(positions)
 
     def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
-        return self._view.read(items, epoch)
+        _, columns = read_without(self._files.bad, self._view, items, epoch)
+        return columns
+
+    def _prefetch(self, items: Iterator[np.ndarray]) -> Prefetch | None:
+        if not self._prefetch_shards or not self._files.max_ahead:
+            return None
+        return Prefetch(self._files, self._prefetch_shards, items, self._view.shards)
 
     def _order_of(self, epoch: int) -> EpochOrder:
         return EpochOrder(self.num_positions, self._seed, epoch, shuffle=self._shuffle)

@@ -1,15 +1,16 @@
 """Shards as memory maps: checked against manifest and index, columns as numpy views."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from operators.base import Column, FieldSpec, Ragged
 from pipeline.errors import IntegrityError
-from pipeline.loader.files import ShardFiles
+from pipeline.loader.files import CHANGED, ShardFiles
 from pipeline.manifest import DataSet
 
 OPEN_SHARDS = 1024
@@ -17,8 +18,6 @@ OPEN_SHARDS = 1024
 
 DECODED_BATCHES = 4
 """Record batches of compressed shards kept decoded, about 32 MiB each."""
-
-CHANGED = "the bytes changed after the commit; verify=True checks the hash of every shard"
 
 
 class ShardMaps:
@@ -43,47 +42,58 @@ class ShardMaps:
         self._num_samples = data_set.shards["num_samples"].to_numpy()
         self.stops: np.ndarray = np.cumsum(self._num_samples, dtype=np.int64)
 
+    @property
+    def max_open(self) -> int:
+        """How many shards a reader may keep open now; to be asked before each ``open``."""
+        return self._files.max_mapped(OPEN_SHARDS)
+
     def open(self, number: int) -> "MappedShard":
         """Map a shard.
 
         Raises:
             IntegrityError: it is not what the index says, or not an Arrow file.
         """
-        expected = int(self._num_samples[number])
-        path, uri = str(self._files.path(number)), self._files.uri(number)
-        with _integrity_errors(uri):
-            shard = MappedShard(path, uri, self._fields)
-        fingerprint = self._manifest.fingerprint_of(int(self._partitions[number]))
-        if shard.fingerprint != fingerprint:
-            raise IntegrityError(
-                f"{uri}: fingerprint {shard.fingerprint[:12]}, the manifest says "
-                f"{fingerprint[:12]}",
-                hint="the folder mixes two data sets; copy the right one whole",
-            )
-        if shard.num_samples != expected:
-            raise IntegrityError(
-                f"{uri}: {shard.num_samples:,} samples, the index says {expected:,}",
-                hint=CHANGED,
-            )
+        reading = partial(self._files.reading, number)
+        with reading():
+            shard = MappedShard(self._files.map(number), reading, self._fields)
+            fingerprint = self._manifest.fingerprint_of(int(self._partitions[number]))
+            if shard.fingerprint != fingerprint:
+                raise IntegrityError(
+                    f"{self._files.uri(number)}: fingerprint {shard.fingerprint[:12]}, the "
+                    f"manifest says {fingerprint[:12]}",
+                    hint="the folder mixes two data sets; copy the right one whole",
+                )
+            expected = int(self._num_samples[number])
+            if shard.num_samples != expected:
+                raise IntegrityError(
+                    f"{self._files.uri(number)}: {shard.num_samples:,} samples, the index says "
+                    f"{expected:,}",
+                    hint=CHANGED,
+                )
         return shard
 
 
 class MappedShard:
     """One memory-mapped shard.
 
+    Args:
+        buffer: Its bytes, which stay mapped as long as this object.
+        reading: In it everything that broken bytes raise becomes an IntegrityError.
+        fields: Field -> spec of what to read.
+
     Attributes:
-        uri: Its address, for messages.
         fingerprint: Of the run that wrote it.
         stops: One past the last row of each record batch.
         mapped: Record batch -> columns; of a compressed shard none, they are decoded on demand.
     """
 
-    def __init__(self, path: str, uri: str, fields: Mapping[str, FieldSpec]) -> None:
-        self.uri = uri
-        self._fields = fields
-        with pa.memory_map(path) as file:
-            # The buffer keeps the map when the file is closed: maps are many, handles are few.
-            self._buffer = file.read_buffer()
+    def __init__(
+        self,
+        buffer: pa.Buffer,
+        reading: Callable[[], AbstractContextManager[None]],
+        fields: Mapping[str, FieldSpec],
+    ) -> None:
+        self._buffer, self._reading, self._fields = buffer, reading, fields
         reader = self._reader()
         self.fingerprint: str = json.loads(reader.schema.metadata[b"tokenmill"])["fingerprint"]
         self._positions = [_position(reader.schema, name) for name in fields]
@@ -109,7 +119,7 @@ class MappedShard:
         Raises:
             IntegrityError: the bytes cannot be decoded.
         """
-        with _integrity_errors(self.uri):
+        with self._reading():
             return self._columns(self._reader(self._positions).get_batch(batch))
 
     def columns(self, batch: int) -> Mapping[str, Column]:
@@ -153,11 +163,3 @@ def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:
     is_bit = pa.types.is_boolean(array.type)
     values: np.ndarray = array.to_numpy(zero_copy_only=not is_bit)
     return values.reshape(-1, *(n or 0 for n in shape))
-
-
-@contextmanager
-def _integrity_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{uri}: not a shard ({error})", hint=CHANGED) from None
