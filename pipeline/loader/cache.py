@@ -82,6 +82,10 @@ class ShardCache:
         max_bytes: The bound; None is half of what is free for copies when this object is made.
         largest: Bytes of the largest shard to come.
 
+    Attributes:
+        folder: Where copies are.
+        max_bytes: The bound.
+
     Raises:
         ContractError: the bound is smaller than a shard.
         SetupError: the folder cannot be used, or is another user's.
@@ -91,25 +95,25 @@ class ShardCache:
         self, folder: str | os.PathLike[str] | None, max_bytes: int | None, largest: int
     ) -> None:
         is_own = folder is None
-        self._folder = _default_folder() if folder is None else Path(os.path.abspath(folder))
+        self.folder = _default_folder() if folder is None else Path(os.path.abspath(folder))
         self._largest = max(largest, 1)
         self._warned = False
         self._user: _User | None = None
         with self._our_errors("opening it"):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if is_own:
-                _check_is_private(self._folder)
+                _check_is_private(self.folder)
             with self._ledger() as ledger:
                 files = self._scan()
                 used = sum(file.num_bytes for file in files) - self._remove_stale(files)
                 ledger.write(used)
-            free = shutil.disk_usage(self._folder).free
-        self.max_bytes = (free + used) // 2 if max_bytes is None else max_bytes
+            self._room = shutil.disk_usage(self.folder).free + used  # less than the bound, maybe
+        self.max_bytes = self._room // 2 if max_bytes is None else max_bytes
         if self.max_bytes < largest:
             is_given = max_bytes is not None
             error: type[TokenmillError] = ContractError if is_given else SetupError
             raise error(
-                f"{self._folder}: {'cache_bytes' if is_given else 'half of what is free'} is "
+                f"{self.folder}: {'cache_bytes' if is_given else 'half of what is free'} is "
                 f"{self.max_bytes:,} bytes, the largest shard has {largest:,}",
                 hint="give more cache_bytes, or a cache_dir where there is room",
             )
@@ -117,14 +121,15 @@ class ShardCache:
     @property
     def max_ahead(self) -> int:
         """How many shards fit a quarter of the bound."""
-        return self.max_bytes // 4 // self._largest
+        return min(self.max_bytes, self._room) // 4 // self._largest
 
     def max_mapped(self) -> int:
         """Return how many shards this reader may keep mapped, at least 1."""
         if self._user is None or self._user.pid != os.getpid():
             with self._our_errors("counting its readers"):
-                self._user = _User(self._folder / _USERS)
-        return max(1, self.max_bytes // 2 // self._user.num_users() // self._largest)
+                self._user = _User(self.folder / _USERS)
+        most = min(self.max_bytes, self._room) // 2
+        return max(1, most // self._user.num_users() // self._largest)
 
     def map(self, shard: RemoteShard) -> tuple[pa.Buffer, bool]:
         """Return the bytes of a shard, mapped, and whether they were fetched and checked just now.
@@ -162,7 +167,7 @@ class ShardCache:
             os.unlink(self._path(shard))
 
     def _path(self, shard: RemoteShard) -> Path:
-        return self._folder / f"{shard.sha256}.arrow"
+        return self.folder / f"{shard.sha256}.arrow"
 
     def _has(self, shard: RemoteShard) -> bool:
         """Say whether there is a copy; one of the wrong size is removed."""
@@ -197,8 +202,8 @@ class ShardCache:
 
     def _fetch(self, shard: RemoteShard, stopped: Callable[[], bool]) -> bool:
         """Fetch a shard; False when another process is at it, has done so, or ``stopped``."""
-        partial = self._folder / f"{shard.sha256}.partial"
-        descriptor = _create(partial, self._folder)
+        partial = self.folder / f"{shard.sha256}.partial"
+        descriptor = _create(partial, self.folder)
         is_ours = is_kept = False
         try:
             # Who had the lock before may have given the file its final name, or removed it.
@@ -257,7 +262,7 @@ class ShardCache:
                 _log.warning(
                     "%s: %d bytes of shards are in use at once, more than the %d that the cache "
                     "may have: give more cache_bytes, or read fewer shards at a time",
-                    self._folder,
+                    self.folder,
                     used + more,
                     self.max_bytes,
                 )
@@ -276,13 +281,14 @@ class ShardCache:
         """Remove copies from a full disk and return the bytes they had."""
         with self._ledger() as ledger:
             files = self._scan()
+            self._room = sum(file.num_bytes for file in files)
             removed = self._evict(files, num_bytes)
-            ledger.write(sum(file.num_bytes for file in files) - removed)
+            ledger.write(self._room - removed)
             return removed
 
     def _scan(self) -> list["_File"]:
         found = []
-        with os.scandir(self._folder) as entries:
+        with os.scandir(self.folder) as entries:
             for entry in entries:
                 if _NAME.fullmatch(entry.name):
                     with suppress(FileNotFoundError):
@@ -306,7 +312,7 @@ class ShardCache:
 
     @contextmanager
     def _ledger(self) -> Iterator["_Ledger"]:
-        descriptor = _create(self._folder / _LEDGER, self._folder)
+        descriptor = _create(self.folder / _LEDGER, self.folder)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield _Ledger(descriptor)
@@ -319,7 +325,7 @@ class ShardCache:
         try:
             yield
         except OSError as error:
-            told = f"cache folder {self._folder}: {(error.strerror or str(error)).lower()}"
+            told = f"cache folder {self.folder}: {(error.strerror or str(error)).lower()}"
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise SetupError(
                     f"{told}: its file system has no locks (flock)",
@@ -327,7 +333,7 @@ class ShardCache:
                 ) from None
             free = ""
             with suppress(OSError):
-                free = f", {shutil.disk_usage(self._folder).free:,} bytes are free"
+                free = f", {shutil.disk_usage(self.folder).free:,} bytes are free"
             raise SetupError(
                 f"{told} while {doing}{free}, cache_bytes is {self._told_bytes()}",
                 hint="make room there, or choose another cache_dir or fewer cache_bytes",

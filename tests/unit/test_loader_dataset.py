@@ -377,7 +377,8 @@ def test_changed_remote_shard_leaves_no_copy(remote: str, tmp_path: Path) -> Non
 def test_store_that_stops_answering_is_worth_another_attempt(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = TokenDataset(remote, batch_size=4, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr("pipeline.storage.WAITS_S", (0.0,))
+    data = TokenDataset(remote, batch_size=4, cache_dir=tmp_path / "cache", prefetch_shards=0)
     opened = type(fsspec.filesystem("memory").store["/bucket/set/manifest.json"])
 
     def read(self: Any, size: int = -1) -> bytes:
