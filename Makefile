@@ -15,7 +15,7 @@ quickstart: $(READY)
 	@echo "          out/quickstart/manifest.json    what the data set is"
 	@echo "          out/quickstart/report.json      the figures above"
 	@echo "Next:     $(BIN)/pipeline verify out/quickstart"
-	@echo "          $(BIN)/python examples/train_tiny.py out/quickstart"
+	@echo "          $(BIN)/python examples/train_pytorch.py out/quickstart"
 
 test: $(READY)
 	$(BIN)/python -m pytest

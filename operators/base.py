@@ -244,6 +244,19 @@ class Operator(_Step[ConfigT]):
             SampleError: the only row is unusable.
         """
 
+    @property
+    def offers(self) -> Mapping[str, str]:
+        """Further fields, and what they are, that it adds only when something later reads them."""
+        return {}
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """Fields that one might expect, and which option provides them, for error messages."""
+        return {}
+
+    def provide(self, names: frozenset[str]) -> None:
+        """Add these of the fields it ``offers`` as well, from ``bind`` on."""
+
     def metadata(self) -> Mapping[str, object]:
         """What a reader of the tokens must know (vocabulary ranges, grid, ...), as JSON values."""
         return {}

@@ -25,9 +25,9 @@ from pipeline.spec import (
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline import runner
     from pipeline import verify as checks
     from pipeline.manifest import DataSet
+    from pipeline.protocols import Listener
     from pipeline.report.codebook import CodebookReport
 
 app = typer.Typer(
@@ -143,13 +143,13 @@ def _run(
 
 
 @contextmanager
-def _listeners(name: str, engine: str) -> "Iterator[runner.Listener]":
+def _listeners(name: str, engine: str) -> "Iterator[Listener]":
     """Give what shows and records a run while it goes on."""
     from pipeline import runner
     from pipeline.report.live import LiveView
 
     with ExitStack() as stack:
-        listeners: list[runner.Listener] = [stack.enter_context(LiveView(out))]
+        listeners: list[Listener] = [stack.enter_context(LiveView(out))]
         if engine == "ray":
             from pipeline.engines.ray import RayMeter
             from pipeline.report.metrics import RunMetrics
@@ -583,12 +583,15 @@ def report(
     try:
         summary = RunSummary.from_json(storage.read(join(data_set_folder(output), REPORT)))
     except NotFoundError:
-        raise NotFoundError(
-            f"{output}: no report", hint="the run is not finished; try `pipeline status`"
-        ) from None
-    out.print(stage_table(summary.stages))
-    out.print()
-    out.print(summary_table(summary))
+        if not _is_imported(output, storage):
+            raise NotFoundError(
+                f"{output}: no report", hint="the run is not finished; try `pipeline status`"
+            ) from None
+        out.print(f"{output}: was imported, no run has figures of it")
+    else:
+        out.print(stage_table(summary.stages))
+        out.print()
+        out.print(summary_table(summary))
     if not codebook:
         return
     found = _codebook_report(open_data_set(output, storage))
@@ -744,47 +747,37 @@ def export(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that write.", min=1)] = 1,
+    engine: Engine = "ray",
+    address: Address = None,
+    workers: Workers = None,
     allow_random_weights: Annotated[
         bool, typer.Option("--allow-random-weights", help="Export tokens that mean nothing, too.")
     ] = False,
     job: StorageOf = None,
 ) -> None:
     """Write a finished data set in another format. The same command again goes on."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     from pipeline.export import ExportSettings
-    from pipeline.export import export as write_export
+    from pipeline.exporting import export as write_export
     from pipeline.manifest import data_set_folder
     from pipeline.report.tables import size
 
+    _check_engine(engine)
+    asked = _workers(workers)
     folder = target or f"{data_set_folder(output)}-{to}"
     part_bytes = None if file_size is None else round(file_size * 1e9)
     settings = ExportSettings(to, field, part_bytes, allow_random_weights)
-    columns = (TextColumn(f"export to {to}"), BarColumn(), MofNCompleteColumn())
     with StopSignals() as stop:
         try:
-            with Progress(
-                *columns,
-                TimeRemainingColumn(),
-                console=out,
-                transient=True,
-                disable=not out.is_terminal,
-            ) as bar:
-                task = bar.add_task("", total=None)
+            with _listeners(f"export-{to}", engine) as listener:
                 done = write_export(
                     output,
                     folder,
                     settings,
                     storage=_storage(job),
-                    workers=workers,
-                    progress=lambda num, of: bar.update(task, completed=num, total=of),
+                    engine=engine,
+                    address=address,
+                    workers=asked,
+                    listener=listener,
                 )
         except KeyboardInterrupt:
             err.print(STOPPED)
@@ -793,6 +786,71 @@ def export(
     out.print(
         f"{done.output}: {done.num_samples:,} samples, {len(done.files):,} files, "
         f"{size(done.num_bytes)}{before}",
+        soft_wrap=True,
+    )
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="megatron: a .bin, its path without the ending, or a folder of such. mds: the "
+            "folder of index.json.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[str, typer.Argument(help="Folder of the data set.", show_default=False)],
+    source_format: Annotated[
+        str, typer.Option("--from", help="megatron or mds.", metavar="FORMAT", show_default=False)
+    ],
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="All ids lie below it, which is checked.", min=1, show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="A tokenizer.json, for its vocabulary's size.", show_default=False),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="What the ids are called (megatron; by default ids), or are called in the source "
+            "(mds).",
+            show_default=False,
+        ),
+    ] = None,
+    job: StorageOf = None,
+) -> None:
+    """Make a data set of what another training stack wrote, in place where that can be."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pipeline.imports import ImportSettings, import_data_set
+    from pipeline.report.tables import size
+
+    settings = ImportSettings(source_format, vocab_size, tokenizer, field)
+    columns = (TextColumn(f"import {source_format}"), BarColumn(), DownloadColumn())
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=out, transient=True, disable=not out.is_terminal
+    )
+    with StopSignals() as stop:
+        try:
+            with bar:
+                task = bar.add_task("", total=None)
+                done = import_data_set(
+                    source,
+                    output,
+                    settings,
+                    storage=_storage(job),
+                    progress=lambda num, of: bar.update(task, completed=num, total=of),
+                )
+        except KeyboardInterrupt:
+            err.print("stopped; run the same command again")
+            raise typer.Exit(stop.code) from None
+    what = "copied into shards" if done.is_copied else "used where they lie"
+    out.print(
+        f"{done.output}: {done.num_samples:,} samples, {done.num_tokens:,} tokens; "
+        f"{done.num_files:,} files, {what}, {size(done.num_bytes)}",
         soft_wrap=True,
     )
 
@@ -824,6 +882,16 @@ def sample_data(
         f"files, {size(data.text_bytes)} of text) in {folder}",
         soft_wrap=True,
     )
+
+
+def _is_imported(output: str, storage: Storage) -> bool:
+    from pipeline.manifest import open_data_set
+    from pipeline.storage import NotFoundError
+
+    try:
+        return open_data_set(output, storage).manifest.is_imported
+    except NotFoundError:
+        return False
 
 
 def _verify(

@@ -68,6 +68,11 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     retries: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def is_imported(self) -> bool:
+        """True when no run made the data set but an import of foreign files."""
+        return "import" in self.recipe
+
     def fingerprint_of(self, partition: int) -> str:
         """Return the fingerprint of the run, or of the retry, that a partition belongs to."""
         for retry in self.retries:
@@ -131,8 +136,8 @@ class DataSet:
     storage: Storage = field(repr=False)
 
     def shard_uri(self, path: str) -> str:
-        """Return the full address of a shard path."""
-        return join(self.uri, path)
+        """Return the full address of a shard path, which may be one: of files used in place."""
+        return path if path.startswith("/") or "://" in path else join(self.uri, path)
 
 
 def open_data_set(uri: str, storage: Storage | None = None) -> DataSet:

@@ -23,14 +23,12 @@ from operators.model_files import (
     sha256_of,
 )
 from pipeline.errors import SetupError, TransientError
+from pipeline.protocols import Pull
 from pipeline.spec import expand_env
 from pipeline.storage import Entry, Storage, join, shown
 
 CHUNK_BYTES = 16 << 20
 """A file is copied in pieces of this size: large files must not stand in memory whole."""
-
-Pull = Callable[[str], Iterable[bytes | memoryview]]
-"""SHA-256 of a file that the driver has -> its bytes, piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)

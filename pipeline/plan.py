@@ -7,9 +7,9 @@ as ``_plan.jsonl``, so that a resume never plans again.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from braceexpand import braceexpand
 from pydantic import TypeAdapter
@@ -124,30 +124,14 @@ def build_chain(
         SpecError: an operator reads a field that is not there or has another spec, or a field
             that cannot be stored is to be written; says where.
     """
-    fields: dict[str, FieldSpec] = {**source_fields, "key": FieldSpec("string")}
-    source = dict(fields)
-    seen: dict[str, int] = {}
-    steps: list[BoundStep] = []
-    for i, config in enumerate(job.operators):
-        where = f"{job.place('operators', i)} ({config.name})"
-        try:
-            step = registry.build(config, model_files)
-            given = {name: config.inputs.get(name, name) for name in step.inputs}
-            step.bind({name: fields[field] for name, field in given.items() if field in fields})
-            inputs = step.inputs
-            outputs = step.outputs if isinstance(step, Operator) else {}
-        except ContractError as error:
-            raise SpecError(f"{where}: {error.message}", hint=error.hint) from None
-        reads = _rename(inputs, config.inputs, job.place("operators", i, "inputs"))
-        writes = _rename(outputs, config.outputs, job.place("operators", i, "outputs"))
-        for name, spec in inputs.items():
-            _check_input(where, reads[name], spec, fields)
-        fields = {**fields, **{writes[name]: spec for name, spec in outputs.items()}}
-        if "key" in writes.values():
-            raise SpecError(f"{where}: writes `key`, which is reserved", hint="rename the output")
-        seen[config.name] = seen.get(config.name, 0) + 1
-        label = config.name if seen[config.name] == 1 else f"{config.name}#{seen[config.name]}"
-        steps.append(BoundStep(step, label, reads, writes, fields, frozenset()))
+    asked: dict[int, frozenset[str]] = {}
+    while isinstance(steps := _bind(job, source_fields, model_files, asked), _Offer):
+        asked[steps.step] = asked.get(steps.step, frozenset()) | {steps.name}
+    for i, bound in enumerate(steps):
+        for name, spec in bound.step.inputs.items():
+            _check_input(_where(job, i), bound.reads[name], spec, steps[:i], source_fields)
+    source: dict[str, FieldSpec] = {**source_fields, "key": FieldSpec("string")}
+    fields = steps[-1].fields if steps else source
     output = {
         name: _output_field(name, fields, place) for name, place in job.written_fields().items()
     }
@@ -158,6 +142,75 @@ def build_chain(
         steps[i] = replace(steps[i], keep=frozenset(needed & set(steps[i].fields)))
         needed = (needed - set(steps[i].writes.values())) | set(steps[i].reads.values())
     return Chain(source, tuple(steps), output)
+
+
+def _bind(
+    job: JobSpec | TrainSpec,
+    source_fields: Mapping[str, FieldSpec],
+    model_files: ModelFiles,
+    asked: Mapping[int, frozenset[str]],
+) -> "list[BoundStep] | _Offer":
+    """Build the operators, each told of the fields before it; what it reads may be missing.
+
+    Returns:
+        The steps; or the first field that is read and that was not ``asked`` for.
+    """
+    fields: dict[str, FieldSpec] = {**source_fields, "key": FieldSpec("string")}
+    seen: dict[str, int] = {}
+    steps: list[BoundStep] = []
+    for i, config in enumerate(job.operators):
+        where = _where(job, i)
+        try:
+            step = registry.build(config, model_files)
+            if i in asked and isinstance(step, Operator):
+                step.provide(asked[i])
+            given = {name: config.inputs.get(name, name) for name in step.inputs}
+            offer = _offered(steps, given.values())
+            if offer is not None:
+                return offer
+            step.bind({name: fields[field] for name, field in given.items() if field in fields})
+            inputs = step.inputs
+            outputs = step.outputs if isinstance(step, Operator) else {}
+        except ContractError as error:
+            raise SpecError(f"{where}: {error.message}", hint=error.hint) from None
+        offers = step.offers if isinstance(step, Operator) else {}
+        reads = _rename(inputs, config.inputs, job.place("operators", i, "inputs"))
+        writes = _rename(outputs, config.outputs, job.place("operators", i, "outputs"), offers)
+        fields = {**fields, **{writes[name]: spec for name, spec in outputs.items()}}
+        if "key" in writes.values():
+            raise SpecError(f"{where}: writes `key`, which is reserved", hint="rename the output")
+        seen[config.name] = seen.get(config.name, 0) + 1
+        label = config.name if seen[config.name] == 1 else f"{config.name}#{seen[config.name]}"
+        steps.append(BoundStep(step, label, reads, writes, fields, frozenset()))
+    return _offered(steps, job.written_fields()) or steps
+
+
+class _Offer(NamedTuple):
+    """A field that an operator adds when it is asked for: the operator's place, its own name."""
+
+    step: int
+    name: str
+
+
+def _offered(steps: Sequence[BoundStep], fields: Iterable[str]) -> _Offer | None:
+    """Find the first field that an operator offers and does not add yet.
+
+    Whoever can give it last gives it: what an earlier one gave may no longer fit.
+    """
+    for field in fields:
+        for i in reversed(range(len(steps))):
+            step = steps[i].step
+            if field in steps[i].writes.values():
+                break
+            renamed = step.config.outputs
+            for name in step.offers if isinstance(step, Operator) else ():
+                if renamed.get(name, name) == field:
+                    return _Offer(i, name)
+    return None
+
+
+def _where(job: JobSpec | TrainSpec, i: int) -> str:
+    return f"{job.place('operators', i)} ({job.operators[i].name})"
 
 
 def fingerprint(job: JobSpec, identities: Sequence[Mapping[str, Any]]) -> str:
@@ -379,23 +432,38 @@ def _shown(configs: Sequence[OperatorConfig]) -> str:
 
 
 def _rename(
-    specs: Mapping[str, FieldSpec], names: Mapping[str, str], where: str
+    specs: Mapping[str, FieldSpec],
+    names: Mapping[str, str],
+    where: str,
+    offers: Collection[str] = (),
 ) -> Mapping[str, str]:
-    unknown = sorted(set(names) - set(specs))
+    unknown = sorted(set(names) - set(specs) - set(offers))
     if unknown:
         raise SpecError(
             f"{where}: the operator has no field {unknown[0]!r}",
-            hint=f"it has {', '.join(sorted(specs)) or 'none'}",
+            hint=f"it has {', '.join(sorted({*specs, *offers})) or 'none'}",
         )
     return {name: names.get(name, name) for name in specs}
 
 
-def _check_input(where: str, name: str, spec: FieldSpec, fields: Mapping[str, FieldSpec]) -> None:
+def _check_input(
+    where: str,
+    name: str,
+    spec: FieldSpec,
+    before: Sequence[BoundStep],
+    source_fields: Mapping[str, FieldSpec],
+) -> None:
+    key = {"key": FieldSpec("string")}
+    fields = before[-1].fields if before else {**source_fields, **key}
     if name not in fields:
         there = ", ".join(f"{field}: {found}" for field, found in _fitting(spec, fields))
+        hint = f"add it, or rename with `inputs`; fields that would fit: {there or 'none'}"
+        for bound in before:
+            if isinstance(bound.step, Operator) and name in bound.step.lacks:
+                hint = f"{bound.label} does not give it: {bound.step.lacks[name]}"
         raise SpecError(
             f"{where}: reads {name!r} ({spec}), which no source field or earlier operator gives",
-            hint=f"add it, or rename with `inputs`; fields that would fit: {there or 'none'}",
+            hint=hint,
         )
     if not spec.accepts(fields[name]):
         raise SpecError(f"{where}: reads {name!r} as {spec}, but it is {fields[name]}")

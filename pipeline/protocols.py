@@ -1,9 +1,11 @@
 """What the parts of the engine promise each other."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -399,6 +401,87 @@ class AttemptCounts:
     second: int = 0
 
 
+Pull = Callable[[str], Iterable[bytes | memoryview]]
+"""SHA-256 of a file that the driver has -> its bytes, piece by piece."""
+
+
+class PartitionWorker(Protocol):
+    """Processes partitions one after another, in threads of its own. One caller submits."""
+
+    def submit(self, partition: Partition) -> "Future[PartitionResult]":
+        """Queue a partition; the future gives its result, or the error that stopped it."""
+        ...
+
+    def progress(self) -> PartitionCounts:
+        """Return what was done so far in the partitions that are not finished."""
+        ...
+
+    def close(self) -> None:
+        """Stop; partitions that are not finished are dropped."""
+        ...
+
+
+@runtime_checkable
+class RowWorker(PartitionWorker, Protocol):
+    """A worker that can leave rows out, so that one which ends the process can be searched for."""
+
+    def probe(self, partition: Partition, rows: range) -> "Future[PartitionResult]":
+        """Work on these rows alone and write nothing, to see whether the process lives."""
+        ...
+
+    def count(self, partition: Partition) -> int:
+        """Return how many rows a partition has."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How an engine is to place workers and treat what they have.
+
+    Attributes:
+        max_attempts: Attempts at a partition when storage fails or its worker dies.
+        deadline_s: Seconds without progress after which a worker is taken to hang; None measures.
+        accelerator_type: Kind of accelerator that a worker's node must have.
+        worker_memory_bytes: What a worker may use.
+        resources: What else it needs of the cluster's own kinds.
+        search_rows: Search a partition that ends its workers for the row that does so, and go on
+            without it; the workers are ``RowWorker``. False gives such a partition up.
+    """
+
+    max_attempts: int = 5
+    deadline_s: float | None = None
+    accelerator_type: str | None = None
+    worker_memory_bytes: int | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    search_rows: bool = False
+
+
+class EngineTask(Protocol):
+    """What the workers of an engine do; picklable."""
+
+    @property
+    def placement(self) -> Placement:
+        """How they are placed."""
+        ...
+
+    @property
+    def shared_files(self) -> Mapping[str, Path]:
+        """Files of the driver's node that others may lack, by their SHA-256."""
+        ...
+
+    def named(self, worker: str) -> Self:
+        """Return the task of one worker, by its name for logs and reports."""
+        ...
+
+    def start(self, pull: Pull | None = None) -> PartitionWorker:
+        """Make a worker, in the process that it is to work in.
+
+        Args:
+            pull: How to get the shared files when this node does not have them.
+        """
+        ...
+
+
 class Engine(Protocol):
     """Runs every partition at least once and yields results as they come.
 
@@ -431,4 +514,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop the workers."""
+        ...
+
+
+class Listener(Protocol):
+    """Hears of a run's progress; all calls come from the thread that called ``run``."""
+
+    def waiting(self, message: str) -> None:
+        """Another run may be at work on the output; this one waits to see."""
+        ...
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        """The plan is made and the ledger is read; ``done`` are partitions of earlier runs."""
+        ...
+
+    def committed(self, result: PartitionResult) -> None:
+        """A partition is done; its commit may follow a moment later."""
         ...

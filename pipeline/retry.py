@@ -15,9 +15,9 @@ from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import MANIFEST, open_data_set
 from pipeline.plan import read_plan
-from pipeline.protocols import Partition, PartitionResult
+from pipeline.protocols import Listener, Partition, PartitionResult
 from pipeline.retries import Retry, drop_retry, plan_retry, read_retries, superseded, write_retry
-from pipeline.runner import Listener, Prepared
+from pipeline.runner import Prepared
 from pipeline.spec import JobSpec, WorkerRange, job_from_recipe
 from pipeline.storage import Storage, join
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any
 
 from operators.base import Resources
 from pipeline import lease, ledger, retries
@@ -45,7 +45,14 @@ from pipeline.plan import (
     read_plan,
     write_plan,
 )
-from pipeline.protocols import Engine, Partition, PartitionResult, Source
+from pipeline.protocols import (
+    Engine,
+    EngineTask,
+    Listener,
+    Partition,
+    PartitionResult,
+    Source,
+)
 from pipeline.report.codebook import CODEBOOK
 from pipeline.report.summary import RunSummary
 from pipeline.sources import build_source
@@ -106,22 +113,6 @@ class Prepared:
             self.urls,
             self.model_files.known(),
         )
-
-
-class Listener(Protocol):
-    """Hears of a run's progress; all calls come from the thread that called ``run``."""
-
-    def waiting(self, message: str) -> None:
-        """Another run may be at work on the output; this one waits to see."""
-        ...
-
-    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
-        """The plan is made and the ledger is read; ``done`` are partitions of earlier runs."""
-        ...
-
-    def committed(self, result: PartitionResult) -> None:
-        """A partition is done; its commit may follow a moment later."""
-        ...
 
 
 class Listeners:
@@ -372,18 +363,39 @@ def make_engine(
 ) -> Engine:
     """Return the engine of that name, for a job; nothing is started yet."""
     job = prepared.job
-    if name == "inline":
-        return InlineEngine(prepared.task(name), job.run.max_attempts)
-    prepared.model_files.fetch_all()
-    from pipeline.engines.ray import RayEngine
-
+    if name != "inline":
+        prepared.model_files.fetch_all()
     count = workers if workers is not None else job.run.workers
-    return RayEngine(
+    return engine_for(
         prepared.task(name),
         _resources(prepared.chain.resources, job.run),
-        None if isinstance(count, str) else count,
+        name,
         address,
+        None if isinstance(count, str) else count,
     )
+
+
+def engine_for(
+    task: EngineTask,
+    resources: Resources,
+    name: str,
+    address: str | None,
+    workers: int | WorkerRange | None,
+) -> Engine:
+    """Return the engine of that name, for any task; nothing is started yet.
+
+    Args:
+        task: What the workers do.
+        resources: What one of them needs.
+        name: ``inline`` or ``ray``.
+        address: Ray cluster to join; None starts a private one.
+        workers: How many; None is as many as fit.
+    """
+    if name == "inline":
+        return InlineEngine(task, task.placement.max_attempts)
+    from pipeline.engines.ray import RayEngine
+
+    return RayEngine(task, resources, workers, address)
 
 
 def _resources(needs: Resources, run: RunSpec) -> Resources:

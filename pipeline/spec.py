@@ -358,8 +358,13 @@ def job_from_recipe(recipe: Mapping[str, Any]) -> JobSpec:
     Output, storage and run settings are not part of a recipe; they are the defaults.
 
     Raises:
-        SpecError: the recipe names an operator or setting that is not known here.
+        SpecError: it names an operator or setting that is not known here, or is an import's.
     """
+    if "import" in recipe:
+        raise SpecError(
+            f"{recipe['name']}: was imported from {recipe['import']['from']}, no job made it",
+            hint="what needs its job, such as a preview or a retry, cannot be done with it",
+        )
     return _validate({**recipe, "output": "."}, JobText("recipe"), JobSpec)
 
 

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from operators.base import FieldSpec
 from pipeline.errors import IntegrityError, TokenmillError
 from pipeline.finish import JOB
+from pipeline.flat_shards import Documents, flat_batches, is_flat
+from pipeline.imports.load import IMPORTED
 from pipeline.lease import TTL_S, Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import (
@@ -83,13 +85,21 @@ def verify(uri: str, storage: Storage, *, golden: bool = True) -> Iterator[Findi
         yield Finding(check, error.message, redo=())
         return
     yield Finding(check)
-    yield Finding("counts add up", _totals_problem(data), redo=())
-    yield from _check_plan(data)
-    yield from _check_ledger(data)
+    is_imported = data.manifest.is_imported  # nothing was planned, and no repair helps
+    redo: tuple[int, ...] | None = None if is_imported else ()
+    yield Finding("counts add up", _totals_problem(data), redo=redo)
+    if is_imported:
+        yield _check_import(data)
+    else:
+        yield from _check_plan(data)
+        yield from _check_ledger(data)
+    number = 0
     for batch in data.shards.to_batches(max_chunksize=1024):
         for row in batch.to_pylist():
-            yield Finding(row["path"], _shard_problem(data, row), redo=(row["partition"],))
-    if golden:
+            redo = None if is_imported else (row["partition"],)
+            yield Finding(row["path"], _shard_problem(data, row, number), redo=redo)
+            number += 1
+    if golden and not is_imported:
         yield from _check_golden(data)
 
 
@@ -176,6 +186,16 @@ def _totals_problem(data: DataSet) -> str | None:
 
 def _total(column: pa.ChunkedArray) -> int:
     return pc.sum(column).as_py() or 0
+
+
+def _check_import(data: DataSet) -> Finding:
+    try:
+        listing = data.storage.read(join(data.uri, IMPORTED))
+        same = hashlib.sha256(listing).hexdigest() == data.manifest.plan_sha256
+        problem = None if same else "the list is not the one that the manifest names"
+    except TokenmillError as error:
+        problem = error.message
+    return Finding("imported files", problem)
 
 
 def _check_plan(data: DataSet) -> Iterator[Finding]:
@@ -267,12 +287,15 @@ def _digest_problem(
         return error.message
 
 
-def _shard_problem(data: DataSet, row: Mapping[str, Any]) -> str | None:
+def _shard_problem(data: DataSet, row: Mapping[str, Any], number: int) -> str | None:
     try:
         with _hashed(data, row["path"]) as file:
             problem, raised = None, None
             try:
-                problem = _content_problem(data, file, row)
+                if is_flat(data, number):
+                    problem = _flat_problem(data, file, row, number)
+                else:
+                    problem = _content_problem(data, file, row)
             except TokenmillError:
                 raise
             except Exception as error:  # damaged bytes may raise anything: the hash tells them
@@ -373,6 +396,26 @@ def _content_problem(data: DataSet, file: _HashedFile, row: Mapping[str, Any]) -
 
 
 _MAGIC = b"ARROW1\0\0"
+
+
+def _flat_problem(
+    data: DataSet, file: _HashedFile, row: Mapping[str, Any], number: int
+) -> str | None:
+    documents = Documents(data, number)
+    named = row["documents"]
+    problem = _digest_problem(data, named["path"], named["num_bytes"], named["sha256"], "index")
+    if problem:
+        return f"{named['path']}: {problem}"
+    ((name, spec),) = data.manifest.fields.items()
+    if documents.num_ids != row[f"tokens.{name}"]:
+        return f"{documents.num_ids:,} {name}, the index says {row[f'tokens.{name}']:,}"
+    if documents.num_ids * np.dtype(spec.dtype).itemsize != row["num_bytes"]:
+        return f"{documents.num_ids:,} {name} of {spec.dtype} in {row['num_bytes']:,} bytes"
+    for batch in flat_batches(file, documents, [name], name, spec, 0):
+        problem = _id_problem(name, _flat(batch.column(name)), spec)
+        if problem:
+            return problem
+    return None
 
 
 def _id_problem(name: str, ids: np.ndarray, spec: FieldSpec) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +15,7 @@ from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, s
 from operators.columns import take
 from operators.errors import ContractError, RowErrors, SampleError, SetupError
 from operators.model_files import file_at
-from operators.text.algorithms.boundless import BoundlessModel, model_of_text
+from operators.text.algorithms.boundless import NEVER, BoundlessModel, model_of_text
 from operators.text.algorithms.pretokens import PATTERNS, Split, regex_library, splitter
 from operators.text.algorithms.scripts import script_splitter
 from operators.text.document_ends import add_ends
@@ -23,6 +24,9 @@ from operators.text.training import Documents, Progress, TokenizerTrainer, Train
 
 MAX_KNOWN_WORDS = 1 << 20
 """Words whose ids are remembered from call to call."""
+
+ALWAYS, NOT_AT_ALL = (-1, NEVER, NEVER), (NEVER, NEVER, NEVER)
+"""When a word is one token, for merges across words."""
 
 
 class BoundlessBPEConfig(OperatorConfig):
@@ -45,6 +49,14 @@ class BoundlessBPEConfig(OperatorConfig):
             "plain text it is, 'parse' turns it into the special token's id."
         ),
     ] = "escape"
+    blowup: Annotated[
+        bool | None,
+        Field(
+            description="For models of the authors' older program (word v1), which do not say it: "
+            "a deleted token becomes its bytes, or the two tokens that it was made of. null: its "
+            "bytes, as their program does unless told otherwise."
+        ),
+    ] = None
 
 
 class BoundlessBPE(Operator[BoundlessBPEConfig]):
@@ -55,14 +67,18 @@ class BoundlessBPE(Operator[BoundlessBPEConfig]):
     done, and its deletions (PickyBPE, https://arxiv.org/abs/2409.04599), in the order in which
     training did them; then neighbouring words that are single tokens are merged, the first merge
     of the model everywhere before the next. The model is the text file, version 2, of
-    kensho-technologies/fastboundlessbpe: ``word``, ``boundless`` or ``superbpe``.
+    kensho-technologies/fastboundlessbpe: ``word``, ``boundless`` or ``superbpe``; or that of the
+    authors' older program, kensho-technologies/boundlessbpe, which begins with ``word v1``. In the
+    latter merges across words have their place among the others, so that words are joined before a
+    later deletion takes them apart.
 
     Text that the pattern does not match is a word of its own; the authors' program loses it. A
     deletion may bring a token back that was itself deleted, and has no id: the authors' program
     then fails, here the token is taken apart further.
 
     Checked against the authors' Python program: training gives the same files byte for byte (15
-    models, with and without deletions, scripts and greedy splitting), and text the same ids. One
+    models, with and without deletions, scripts and greedy splitting), and text the same ids; so
+    have two models that the older program's authors published, a trained one, and random ones. One
     core tokenizes 3.5 MB of English a second with 16,000 tokens.
 
     Raises:
@@ -100,7 +116,7 @@ class BoundlessBPE(Operator[BoundlessBPEConfig]):
         self._bos, self._eos = self._end_id("add_bos"), self._end_id("add_eos")
         self._split = pretokenizer(self._model.words.settings)
         self._runs = _Runs(self._model)
-        self._known: dict[str, tuple[list[int], int]] = {}
+        self._known: dict[str, _Word] = {}
         names = sorted(self._special_ids, key=len, reverse=True)
         self._special: Any = None
         if names and self.config.special_tokens_in_text == "parse":
@@ -124,11 +140,12 @@ class BoundlessBPE(Operator[BoundlessBPEConfig]):
         offsets = np.concatenate(([0], np.cumsum(np.fromiter(map(len, words), np.int64))))
         flat = np.concatenate([*words, np.zeros(0, np.int64)])
         found = [self._word(word) for word in numbers]
-        ids = np.array([i for of_word, _ in found for i in of_word], np.int64)
-        lengths = np.array([len(of_word) for of_word, _ in found], np.int64)
-        symbols = np.array([symbol for _, symbol in found], np.int64)
+        ids = np.array([i for word in found for i in word.ids], np.int64)
+        lengths = np.array([len(word.ids) for word in found], np.int64)
+        symbols = np.array([word.symbol for word in found], np.int64)
+        when_whole = np.array([word.when_whole for word in found], np.int64).reshape(-1, 3)
         starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        rows = self._runs.join(Ragged(flat, offsets), symbols, Ragged(ids, starts))
+        rows = self._runs.join(Ragged(flat, offsets), symbols, when_whole, Ragged(ids, starts))
         dtype = smallest_uint(self._vocab_size)
         return {"tokens": add_ends(rows, self._bos, self._eos, dtype)}
 
@@ -166,11 +183,21 @@ class BoundlessBPE(Operator[BoundlessBPEConfig]):
 
     @cached_property
     def _model(self) -> BoundlessModel:
+        name, blowup = self.config.tokenizer, self.config.blowup
         try:
             text = self._data.decode()
         except UnicodeDecodeError:
-            raise SetupError(f"tokenizer {self.config.tokenizer!r}: not a text file") from None
-        return model_of_text(text, self.config.tokenizer)
+            raise SetupError(f"tokenizer {name!r}: not a text file") from None
+        model = model_of_text(text, name)
+        if blowup is not None:
+            if not model.is_one_pass:
+                raise ContractError(
+                    f"boundlessbpe: blowup={blowup}, but the model {name!r} says itself what a "
+                    f"deleted token becomes (blowup={model.words.settings['blowup']})",
+                    hint="leave blowup out",
+                )
+            model.words.settings["blowup"] = blowup
+        return model
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:
@@ -203,15 +230,19 @@ class BoundlessBPE(Operator[BoundlessBPEConfig]):
             end = match.end()
         yield from self._split(text[end:])
 
-    def _word(self, word: str | int) -> tuple[list[int], int]:
-        """Return a word's ids, and its number among what is merged across words, or -1."""
+    def _word(self, word: str | int) -> "_Word":
         if isinstance(word, int):
-            return [word], -1
+            return _Word([word], -1, ALWAYS)
         known = self._known.get(word)
         if known is None:
-            tokens = self._model.tokens_of_word(word.encode())
-            symbol = self._runs.number(tokens[0]) if len(tokens) == 1 else -1
-            known = [self._model.ids[token] for token in tokens], symbol
+            spelled = word.encode()
+            tokens = self._model.tokens_of_word(spelled)
+            symbol = self._runs.number(spelled)
+            when = ALWAYS if tokens == [spelled] else NOT_AT_ALL
+            if symbol >= 0 and self._model.is_one_pass:
+                when = self._model.when_whole(spelled)
+            ids = [self._model.ids[token] for token in tokens]
+            known = _Word(ids, symbol if when != NOT_AT_ALL else -1, when)
             if len(self._known) >= MAX_KNOWN_WORDS:
                 self._known = {}
             self._known[word] = known
@@ -401,6 +432,21 @@ def _whole_text(pattern: str) -> Split:
     return split
 
 
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What becomes of a word.
+
+    Attributes:
+        ids: Its ids where it is not joined with others.
+        symbol: Its number among what is merged across words, or -1.
+        when_whole: See ``BoundlessModel.when_whole``.
+    """
+
+    ids: list[int]
+    symbol: int
+    when_whole: tuple[int, int, int]
+
+
 class _Numbers(dict[str | int, int]):
     """Numbers words in the order in which they come up."""
 
@@ -427,21 +473,26 @@ class _Runs:
             )
             ranks.setdefault((left << 32) | right, (merge.index, both))
         self._sides = {side for merge in merges for side in (merge.left, merge.right)}
+        self._is_rising = model.is_one_pass
         keys = sorted(ranks)
         self._keys = np.array(keys, np.int64)
         self._ranks = np.array([ranks[key] for key in keys], np.int64).reshape(-1, 2)
-        self._ids = np.array([model.ids[token] for token in self._numbers], np.int64)
+        # A side may have been deleted since, and then has no id; it is not the result of a merge.
+        self._ids = np.array([model.ids.get(token, -1) for token in self._numbers], np.int64)
 
     def number(self, token: bytes) -> int:
         """Return the number of a token that is merged with others, else -1."""
         return self._numbers[token] if token in self._sides else -1
 
-    def join(self, words: Ragged, symbols: np.ndarray, ids: Ragged) -> Ragged:
+    def join(
+        self, words: Ragged, symbols: np.ndarray, when_whole: np.ndarray, ids: Ragged
+    ) -> Ragged:
         """Return the ids of documents.
 
         Args:
             words: Numbers of the words of each document.
             symbols: Of each word, what ``number`` says.
+            when_whole: int64 [words, 3], when each is one token.
             ids: Of each word.
         """
         from operators.text.algorithms.word_runs import join_words
@@ -450,11 +501,13 @@ class _Runs:
             words.values,
             words.offsets,
             symbols,
+            when_whole,
             ids.values,
             ids.offsets,
             self._keys,
             self._ranks,
             self._ids,
+            self._is_rising,
         )
         return Ragged(values, offsets)
 

@@ -1,5 +1,6 @@
 """Tokenize text into as few tokens of a vocabulary as can be; learn such a vocabulary."""
 
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -8,6 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from operators.base import Batch, FieldSpec, Operator, Ragged, TokenPieces, smallest_uint
+from operators.errors import ContractError
 from operators.text.byte_vocabulary import (
     Pretokenization,
     Spelling,
@@ -26,6 +28,7 @@ from operators.text.method_file import (
 )
 from operators.text.text_column import utf8_bytes
 from operators.text.training import Documents, Progress, TokenizerTrainer, TrainerConfig
+from operators.text.unigram import SPACE_MARK, UNKNOWN, Unigram, UnigramConfig
 
 if TYPE_CHECKING:
     from operators.text.algorithms.trie import Trie
@@ -224,9 +227,16 @@ class PathPieceTrainerConfig(TrainerConfig):
         Field(
             gt=NUM_BYTES + 1,
             le=2**24,
-            description="Tokens in the beginning: the most frequent strings of bytes.",
+            description="Tokens in the beginning, the 256 bytes among them.",
         ),
     ] = 262_144
+    initial_tokens: Annotated[
+        Literal["frequent", "bpe", "unigram"],
+        Field(
+            description="What they are: the most frequent strings of bytes, or the tokens of a BPE "
+            "or a Unigram model of that size, learnt from the same documents."
+        ),
+    ] = "frequent"
     max_token_bytes: Annotated[
         int, Field(ge=2, le=255, description="Bytes of the longest token.")
     ] = 16
@@ -262,9 +272,11 @@ class PathPieceTrainer(TokenizerTrainer[PathPieceTrainerConfig]):
     """Learn the vocabulary of ``pathpiece`` from the top down.
 
     As the paper says (section 3.2; the authors' program is not published): it starts from the most
-    frequent strings of bytes inside pieces, and again and again cuts the documents into the fewest
-    tokens, sums for every token how many more there would be without it, and drops those with the
-    smallest sum. Of equal sums the rarer token goes first, then the one whose bytes come first.
+    frequent strings of bytes inside pieces, or from the tokens of a BPE on the same pieces or of a
+    Unigram model (SentencePiece's, which cuts words at spaces by itself). Again and again it cuts
+    the documents into the fewest tokens, sums for every token how many more there would be without
+    it, and drops those with the smallest sum. Of equal sums the rarer token goes first, then the
+    one whose bytes come first.
     The 256 bytes stay. Documents are held in memory as distinct pieces with their counts: with
     ``pretokenization: none`` that is the whole sample.
 
@@ -279,21 +291,56 @@ class PathPieceTrainer(TokenizerTrainer[PathPieceTrainerConfig]):
 
     def train(self, documents: Documents, progress: Progress) -> Mapping[str, bytes]:
         """Return ``vocab.txt``."""
-        from operators.text.algorithms.pathpiece_training import count_pieces, learn
+        from operators.text.algorithms import pathpiece_training as training
 
         config = self.config
-        pieces = count_pieces(
+        pieces = training.count_pieces(
             documents,
             lambda rows: cuts_of(rows, config.pretokenization, split_digits=config.split_digits),
             progress,
         )
-        tokens = learn(
+        num_strings, longest = config.initial_size - 1 - NUM_BYTES, config.max_token_bytes
+        if config.initial_tokens == "bpe":
+            strings = training.merged_strings(pieces, num_strings, longest, progress)
+        elif config.initial_tokens == "unigram":
+            strings = self._unigram_strings(documents, progress)
+        else:
+            strings = training.frequent_strings(pieces, num_strings, longest)
+        tokens = training.learn(
             pieces,
+            strings=strings,
             size=config.vocab_size - 1,
-            initial_size=config.initial_size - 1,
-            max_bytes=config.max_token_bytes,
             drop_share=config.drop_share,
             seed=DEFAULT_SEED if config.ties == "random" else None,
             progress=progress,
         )
         return {PathPieceConfig.file_name: hex_lines(tokens)}
+
+    def identity(self) -> Mapping[str, object]:
+        """Return the versions of the packages that learn the tokens to begin with."""
+        if self.config.initial_tokens == "unigram":
+            return Unigram(self._unigram_config).identity()
+        return {}
+
+    @property
+    def _unigram_config(self) -> UnigramConfig:
+        return UnigramConfig(
+            vocab_size=self.config.initial_size - 1 - NUM_BYTES,
+            byte_fallback=False,
+            prefix_space=False,
+            max_piece_characters=self.config.max_token_bytes,
+        )
+
+    def _unigram_strings(self, documents: Documents, progress: Progress) -> list[bytes]:
+        config = self.config
+        try:
+            files = Unigram(self._unigram_config).train(documents, progress)
+        except ContractError as error:
+            raise ContractError(
+                f"pathpiece: initial_tokens: unigram: {error}",
+                hint=f"initial_size={config.initial_size:,} asks for "
+                f"{self._unigram_config.vocab_size:,} tokens of the model",
+            ) from None
+        pieces = [piece for piece, _ in json.loads(files["tokenizer.json"])["model"]["vocab"]]
+        spelled = {piece.replace(SPACE_MARK, " ").encode() for piece in pieces if piece != UNKNOWN}
+        return sorted(token for token in spelled if 2 <= len(token) <= config.max_token_bytes)

@@ -27,6 +27,7 @@ from operators.text.backends.reference import HuggingFace
 from operators.text.backends.sentencepiece import SentencePiece
 from operators.text.backends.spot_check import SpotCheck
 from operators.text.document_ends import add_ends
+from operators.text.id_set import IdSet
 from operators.text.text_column import check_no_nulls, utf8_bytes
 from operators.text.tokenizer_file import (
     TokenizerFile,
@@ -183,9 +184,9 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
         """Load the tokenizer and fix how it treats special tokens."""
         self._backend = self._choice.backend
         self._bos, self._eos = self._end_id("add_bos"), self._end_id("add_eos")
-        self._is_guarded = self._guarded_ids()
+        self._guarded = self._guarded_ids()
         template = self._reference.encode(pa.array([""], pa.large_string())).values
-        self._num_guarded_in_template = int(self._is_guarded[template].sum())
+        self._num_guarded_in_template = len(self._guarded.find(template))
         self._spot_check = None
         if self._backend is not self._reference:
             self._spot_check = SpotCheck(self._backend, self._reference, self.config.tokenizer)
@@ -270,14 +271,10 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
             )
         return found
 
-    def _guarded_ids(self) -> np.ndarray:
-        """Return bool [vocab_size]: special ids that no text may give under ``escape``."""
-        is_guarded = np.zeros(self._reference.vocab_size, bool)
-        is_guarded[list(self._reference.special_tokens)] = True
-        unknown = self._reference.unknown_id
-        if unknown is not None:  # text outside the vocabulary gives it, and rightly
-            is_guarded[unknown] = False
-        return is_guarded
+    def _guarded_ids(self) -> IdSet:
+        """Return the special ids that no text may give under ``escape``."""
+        unknown = self._reference.unknown_id  # text outside the vocabulary gives it, and rightly
+        return IdSet(set(self._reference.special_tokens) - {unknown})
 
     def _leaks(self, rows: Ragged) -> dict[int, SampleError]:
         """Return the rows in which text became a special id in spite of ``escape``.
@@ -285,15 +282,14 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
         The library can keep added tokens from being matched, but where the model's own vocabulary
         holds them as pieces (Unigram: T5, XLM-R), the model may still choose them.
         """
-        is_guarded = self._is_guarded[rows.values]
-        if not self._num_guarded_in_template and not is_guarded.any():
+        positions = self._guarded.find(rows.values)
+        if not len(positions):
             return {}
-        num_before = np.concatenate(([0], np.cumsum(is_guarded)))
-        num_guarded = np.diff(num_before[rows.offsets])
+        num_guarded = np.diff(np.searchsorted(positions, rows.offsets))
         errors = {}
         for row in np.flatnonzero(num_guarded > self._num_guarded_in_template).tolist():
             special = self._reference.special_tokens
-            ids = [i for i in rows[row].tolist() if self._is_guarded[i]]
+            ids = rows[row][self._guarded.find(rows[row])].tolist()
             errors[row] = SampleError(
                 f"text_tokenizer: the text holds one of {sorted({special[i] for i in ids})} and "
                 "this tokenizer's model has no other way to encode it than as a special token",

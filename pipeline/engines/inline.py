@@ -9,12 +9,13 @@ from pipeline.engines.attempts import Attempts
 from pipeline.errors import TransientError
 from pipeline.protocols import (
     AttemptCounts,
+    EngineTask,
     Partition,
     PartitionResult,
+    PartitionWorker,
     StageCounts,
     add_counts,
 )
-from pipeline.stages import Worker, WorkerTask
 
 AHEAD = 2
 """Partitions handed to the worker at a time: the next is read while the last is written."""
@@ -30,9 +31,9 @@ class InlineEngine:
         max_attempts: Attempts at a partition when storage fails.
     """
 
-    def __init__(self, task: WorkerTask, max_attempts: int) -> None:
+    def __init__(self, task: EngineTask, max_attempts: int) -> None:
         self._task, self._max_attempts = task, max_attempts
-        self._worker: Worker | None = None
+        self._worker: PartitionWorker | None = None
         self._counts = AttemptCounts()
 
     @property
@@ -43,7 +44,7 @@ class InlineEngine:
     def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult | None]:
         """Process partitions; see ``Engine.run``."""
         attempts = Attempts(self._max_attempts)
-        self._worker = Worker(self._task)
+        self._worker = self._task.start()
         waiting = deque(partitions)
         running: deque[tuple[Partition, Future[PartitionResult]]] = deque()
         while waiting or running:

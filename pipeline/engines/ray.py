@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -28,18 +28,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from operators.base import Resources
 from pipeline.engines.schedule import AHEAD, Schedule, Work
 from pipeline.errors import SetupError, TransientError
-from pipeline.model_cache import CHUNK_BYTES, KnownFiles
+from pipeline.model_cache import CHUNK_BYTES
 from pipeline.protocols import (
     AttemptCounts,
+    EngineTask,
     Partition,
     PartitionCounts,
     PartitionResult,
+    PartitionWorker,
+    RowWorker,
     StageCounts,
     add_counts,
 )
 from pipeline.report.metrics import Metric
 from pipeline.spec import WorkerRange
-from pipeline.stages import Worker, WorkerTask, limit_memory
+from pipeline.stages import limit_memory
 
 POLL_S = 0.2
 NODES_EVERY_S = 2.0
@@ -61,7 +64,7 @@ class RayEngine:
     Workers are started on nodes that join, and given up with nodes that leave.
 
     Args:
-        task: What a worker does; its ``job.run`` says how workers are placed.
+        task: What a worker does, and how workers are placed.
         resources: What one worker needs.
         workers: Number of workers, a range, or None for as many as fit at any time.
         address: A running cluster, or None for a private one on this machine.
@@ -69,14 +72,14 @@ class RayEngine:
 
     def __init__(
         self,
-        task: WorkerTask,
+        task: EngineTask,
         resources: Resources,
         workers: int | WorkerRange | None = None,
         address: str | None = None,
     ) -> None:
         self._task, self._resources = task, resources
         self._asked, self._address = workers, address
-        self._run = task.job.run
+        self._placement = task.placement
         self._connected = False
         self._workers: dict[str, _RemoteWorker] = {}
         self._shelf: Any = None
@@ -97,10 +100,12 @@ class RayEngine:
     def run(self, partitions: Sequence[Partition]) -> Iterator[PartitionResult | None]:
         """Process partitions; see ``Engine.run``."""
         self._connect()
-        self._shelf = _shelf_of(self._task.model_files)
-        deadline_s = self._run.deadline_s
+        self._shelf = _shelf_of(self._task.shared_files)
         self._schedule = schedule = Schedule(
-            partitions, self._run.max_attempts, None if deadline_s == "auto" else deadline_s
+            partitions,
+            self._placement.max_attempts,
+            self._placement.deadline_s,
+            search_rows=self._placement.search_rows,
         )
         began = time.monotonic()
         while schedule.left:
@@ -203,12 +208,12 @@ class RayEngine:
         return 1, self._asked or fitting
 
     def _needs(self, cpus: float) -> dict[str, float]:
-        kind = self._run.accelerator_type
+        kind = self._placement.accelerator_type
         needs = {
             "CPU": cpus,
             "GPU": self._resources.gpus,
-            "memory": float(self._run.worker_memory_bytes or 0),
-            **self._run.resources,
+            "memory": float(self._placement.worker_memory_bytes or 0),
+            **self._placement.resources,
             **({f"accelerator_type:{kind}": 0.001} if kind else {}),
         }
         return {name: amount for name, amount in needs.items() if amount > 0}
@@ -249,9 +254,9 @@ class RayEngine:
         actor = _WorkerActor.options(  # type: ignore[attr-defined]
             num_cpus=self._cpus_each(),
             num_gpus=self._resources.gpus,
-            memory=self._run.worker_memory_bytes,
-            resources=dict(self._run.resources) or None,
-            accelerator_type=self._run.accelerator_type,
+            memory=self._placement.worker_memory_bytes,
+            resources=dict(self._placement.resources) or None,
+            accelerator_type=self._placement.accelerator_type,
             max_concurrency=AHEAD + 2,
             max_restarts=0,
             max_task_retries=0,
@@ -259,7 +264,7 @@ class RayEngine:
         worker = _RemoteWorker(name, actor)
         # Two calls: the first answers as soon as the process runs, wherever it was placed.
         worker.node_ref = actor.node.remote()
-        worker.running[actor.set_up.remote(replace(self._task, worker=name), self._shelf)] = None
+        worker.running[actor.set_up.remote(self._task.named(name), self._shelf)] = None
         self._workers[name] = worker
 
     def _answers(self) -> list[tuple["_RemoteWorker", Any]]:
@@ -311,7 +316,7 @@ class RayEngine:
             self._schedule.remove_worker(worker.name, cause, blame=not gone)
         elif not gone:
             self._failed_starts += 1
-            if self._failed_starts >= self._run.max_attempts:
+            if self._failed_starts >= self._placement.max_attempts:
                 raise TransientError(
                     f"{self._failed_starts} workers in a row died while starting ({cause})",
                     hint="look at the Ray logs of the node, or try --engine inline",
@@ -431,7 +436,7 @@ class _WorkerActor:
     """A worker in its own process; calls run in threads, so that progress can be asked."""
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
+        self._worker: PartitionWorker | None = None
 
     def __ray_shutdown__(self) -> None:
         """End the process at once: Ray calls this before a quiet end, as when the driver is gone.
@@ -445,9 +450,9 @@ class _WorkerActor:
         found: str = ray.get_runtime_context().get_node_id()
         return found
 
-    def set_up(self, task: WorkerTask, shelf: Any) -> None:
-        limit_memory(task.job.run.worker_memory_bytes)
-        self._worker = Worker(task, None if shelf is None else partial(_pull, shelf))
+    def set_up(self, task: EngineTask, shelf: Any) -> None:
+        limit_memory(task.placement.worker_memory_bytes)
+        self._worker = task.start(None if shelf is None else partial(_pull, shelf))
 
     def process(self, partition: Partition) -> PartitionResult:
         assert self._worker is not None
@@ -455,11 +460,11 @@ class _WorkerActor:
         return future.result()
 
     def probe(self, partition: Partition, rows: range) -> None:
-        assert self._worker is not None
-        self._worker.submit(partition, rows).result()
+        assert isinstance(self._worker, RowWorker)
+        self._worker.probe(partition, rows).result()
 
     def count(self, partition: Partition) -> int:
-        assert self._worker is not None
+        assert isinstance(self._worker, RowWorker)
         return self._worker.count(partition)
 
     def progress(self) -> PartitionCounts:
@@ -489,9 +494,8 @@ class _Shelf:
         return [self._refs[sha256, index]]
 
 
-def _shelf_of(files: KnownFiles) -> Any:
-    """Start an actor on this node that hands out the model files, or None when there are none."""
-    paths = {known.sha256: known.path for known in files.values() if known and known.path}
+def _shelf_of(paths: Mapping[str, Path]) -> Any:
+    """Start an actor on this node that hands out files, or None when there are none."""
     if not paths:
         return None
     here = ray.get_runtime_context().get_node_id()

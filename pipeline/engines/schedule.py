@@ -86,6 +86,8 @@ class Schedule:
         deadline_s: Seconds without progress after which a worker is taken to hang; None measures
             how long partitions take and allows a multiple.
         ahead: Partitions a worker has at a time.
+        search_rows: Search a partition that killed two workers for the row that does it; False
+            only counts its attempts.
     """
 
     def __init__(
@@ -94,11 +96,14 @@ class Schedule:
         max_attempts: int,
         deadline_s: float | None = None,
         ahead: int = AHEAD,
+        *,
+        search_rows: bool = True,
     ) -> None:
         self.left = len(partitions)
         self.counts = AttemptCounts()
         self._attempts = Attempts(max_attempts)
         self._deadline_s, self._ahead = deadline_s, ahead
+        self._search_rows = search_rows
         self._waiting = [(-p.num_bytes, p.index, p) for p in partitions]
         heapq.heapify(self._waiting)
         self._later: list[tuple[float, int, Partition]] = []
@@ -328,7 +333,8 @@ class Schedule:
         if not blame:
             self._suspects.append(Work(work.partition, work.kind, work.rows))
             return
-        if work.kind == "whole" and self._attempts.is_suspect(work.partition):
+        is_suspect = self._search_rows and self._attempts.is_suspect(work.partition)
+        if work.kind == "whole" and is_suspect:
             self._begin_search(work.partition, cause)
         else:
             self._attempts.after_death(work.partition, cause)

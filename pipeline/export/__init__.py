@@ -1,6 +1,6 @@
-"""Writes finished data sets in the formats of other training stacks."""
+"""The formats of other training stacks, and the workers that write parts of an export."""
 
 from pipeline.export.formats import FORMATS
-from pipeline.export.run import ExportResult, ExportSettings, export
+from pipeline.export.parts import ExportSettings
 
-__all__ = ["FORMATS", "ExportResult", "ExportSettings", "export"]
+__all__ = ["FORMATS", "ExportSettings"]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError
+from pipeline.flat_shards import Documents, flat_batches, is_flat
 from pipeline.manifest import DataSet
 
 _CHUNK_BYTES = 8 << 20
@@ -30,7 +31,6 @@ class ShardRange:
         number: The part's number.
         count: How many parts there are.
         first_row: Number of its first row in the data set.
-        progress: Told how many rows were read, batch by batch.
     """
 
     def __init__(
@@ -42,11 +42,9 @@ class ShardRange:
         number: int,
         count: int,
         first_row: int,
-        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._data_set, self._fields, self._shards = data_set, list(fields), shards
         self.number, self.count, self.first_row = number, count, first_row
-        self._progress = progress
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield record batches.
@@ -56,11 +54,23 @@ class ShardRange:
             IntegrityError: a shard is not what manifest and index say.
         """
         rows = self._data_set.shards.slice(self._shards.start, len(self._shards))
-        for shard in rows.select(["path", "partition", "sha256", "num_samples"]).to_pylist():
+        first_row = self.first_row
+        names = ["path", "partition", "sha256", "num_samples"]
+        for number, shard in zip(self._shards, rows.select(names).to_pylist(), strict=True):
             uri = self._data_set.shard_uri(shard["path"])
             expected = self._data_set.manifest.fingerprint_of(shard["partition"])
             with _checked(self._data_set, uri, shard["sha256"]) as path, _our_errors(uri):
-                yield from self._read(path, expected, shard["num_samples"])
+                if is_flat(self._data_set, number):
+                    yield from self._read_flat(path, number, first_row)
+                else:
+                    yield from self._read(path, expected, shard["num_samples"])
+            first_row += shard["num_samples"]
+
+    def _read_flat(self, path: Path, shard: int, first_row: int) -> Iterator[pa.RecordBatch]:
+        documents = Documents(self._data_set, shard)
+        ((field, spec),) = self._data_set.manifest.fields.items()
+        with path.open("rb") as file:
+            yield from flat_batches(file, documents, self._fields, field, spec, first_row)
 
     def _read(self, path: Path, fingerprint: str, num_samples: int) -> Iterator[pa.RecordBatch]:
         options = pa.ipc.IpcReadOptions(use_threads=False)
@@ -78,8 +88,6 @@ class ShardRange:
                 batch = reader.get_batch(number)
                 seen += batch.num_rows
                 yield batch.select(positions)
-                if self._progress is not None:
-                    self._progress(batch.num_rows)
         if seen != num_samples:
             raise ValueError(f"{seen:,} samples, the index says {num_samples:,}")
 

@@ -4,7 +4,8 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
-from typing import Any
+from functools import cache
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,8 +20,14 @@ STATE_VERSION = 2
 
 Batch = dict[str, Any]  # tensors, RaggedBatches and lists: the field's spec says which
 
+Uneven = Literal["short", "pad", "drop"]
+"""What becomes of the samples that do not fill the last global batch; see ``BatchDataset``."""
+
+PADDING = "padding"
+"""With ``uneven="pad"``, the field of every batch that tells repeated samples, bool [B]."""
+
 _RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"))
-_ORDER_AHEAD = 1 << 16  # positions turned into items at a time
+_ORDER_AHEAD = 1 << 14  # positions turned into items at a time: together in the processor's cache
 _EPOCH, _START, _IN_WORKERS = range(3)  # what _shared holds
 
 
@@ -35,7 +42,12 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         epoch: The first epoch.
         rank: This process; None asks ``torch.distributed``, then the environment.
         world_size: How many there are; given exactly when ``rank`` is.
-        drop_last: Leave out the items that do not fill a global batch.
+        uneven: What becomes of the items that do not fill the last global batch. ``short``: the
+            ranks' last batches are smaller, and some ranks yield one less. ``pad``: all ranks yield
+            equally many full batches; the last is filled up with the first items of the epoch,
+            again and again if need be, and every batch has a field ``padding``, bool [B], True
+            for these. ``drop``: these items are left out.
+        dtypes: Field -> the dtype of its tensors, where it is not the one that is stored.
     """
 
     def __init__(
@@ -45,13 +57,17 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         epoch: int,
         rank: int | None,
         world_size: int | None,
-        drop_last: bool,
+        uneven: Uneven,
+        dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         super().__init__()
         self._rank, self._world_size = _ranks(rank, world_size)
         if batch_size < 1:
             raise ContractError(f"batch_size={batch_size}, expected 1 or more")
-        self._batch_size, self._drop_last = batch_size, drop_last
+        if uneven not in get_args(Uneven):
+            raise ContractError(f"uneven={uneven!r}, expected one of {', '.join(get_args(Uneven))}")
+        self._batch_size, self._uneven = batch_size, uneven
+        self._dtypes = dict(dtypes or {})
         # In shared memory, so that persistent DataLoader workers hear of the next epoch.
         self._shared = torch.tensor([epoch, 0, 0]).share_memory_()
         self._now = (epoch, 0)  # epoch and position of the running or next iteration here
@@ -67,8 +83,14 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         """Return [K, ...]: what stands at each of int64 [K] positions, for ``_read``."""
 
     @abstractmethod
-    def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
-        """Return the items of one batch."""
+    def _read(
+        self, epoch: int, items: np.ndarray
+    ) -> tuple[np.ndarray | None, Mapping[str, Column]]:
+        """Return the items of one batch, but for those that are left out.
+
+        Returns:
+            bool [B], True for the items that were read, or None for all; and their columns.
+        """
 
     def _prefetch(self, items: Iterator[np.ndarray]) -> Prefetch | None:  # noqa: ARG002
         """Return what fetches shards ahead of their use, if anything does.
@@ -89,8 +111,9 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Return the batches that this rank yields in a whole epoch."""
-        full, left = divmod(self.num_positions, self._global_batch_size)
-        return full + (not self._drop_last and left > self._rank)
+        left = self.num_positions % self._global_batch_size
+        is_short_of_one = self._uneven == "short" and 0 < left <= self._rank
+        return self._num_batches(0) - is_short_of_one
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration.
@@ -168,44 +191,67 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         self._now = (epoch, start)
         # A worker's next batch is as far from its position as its first was from the start.
         step = self._global_batch_size * num_workers
-        blocks = self._blocks(epoch, start, worker, num_workers)
-        ahead = self._prefetch(self._blocks(epoch, start, worker, num_workers))
+        size, position = self._batch_size, start
+        ahead = self._prefetch(
+            items for _, items in self._blocks(epoch, start, worker, num_workers)
+        )
         with nullcontext() if ahead is None else closing(ahead):
-            for items in blocks:
-                for first in range(0, len(items), self._batch_size):
-                    batch = items[first : first + self._batch_size]
-                    self._now = (epoch, self._now[1] + step)
+            for padding, items in self._blocks(epoch, start, worker, num_workers):
+                for first in range(0, len(items), size):
+                    position += step
+                    self._now = (epoch, position)
+                    chosen = items[first : first + size]
                     if ahead is not None:
-                        ahead.advance(len(batch))
-                    columns = self._read(epoch, batch)
-                    yield {name: _as_torch(column) for name, column in columns.items()}
+                        ahead.advance(len(chosen))
+                    kept, columns = self._read(epoch, chosen)
+                    batch = {name: _as_torch(column) for name, column in columns.items()}
+                    if self._dtypes:
+                        _cast(batch, self._dtypes)
+                    if padding is not None:
+                        part = padding[first : first + size]
+                        _add_padding(batch, part if kept is None else part[kept])
+                    yield batch
         self._now = (epoch, self.num_positions)
 
     @property
     def _global_batch_size(self) -> int:
         return self._world_size * self._batch_size
 
+    def _num_batches(self, start: int) -> int:
+        """Return the global batches from a position to the end of the epoch."""
+        full, left = divmod(self.num_positions - start, self._global_batch_size)
+        return full + (self._uneven != "drop" and left > 0)
+
     def _blocks(
         self, epoch: int, start: int, worker: int, num_workers: int
-    ) -> Iterator[np.ndarray]:
-        """Yield this rank's and worker's items, many batches at a time."""
+    ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+        """Yield this rank's and worker's items, many batches at a time, and which are padding."""
         for positions in self._positions(start, worker, num_workers):
-            yield self._items(epoch, positions)
+            padding = self._pad(positions)
+            yield padding, self._items(epoch, positions)
 
     def _positions(self, start: int, worker: int, num_workers: int) -> Iterator[np.ndarray]:
         """Yield int64 positions of this rank's and worker's samples, many batches at a time.
 
-        Every batch is full but the last of all.
+        Every batch is full but the last of all. With ``pad`` positions go on behind the last.
         """
-        left = self.num_positions - start
-        size = self._global_batch_size
-        batches = np.arange(worker, left // size if self._drop_last else -(-left // size))
-        batches = batches[::num_workers]
-        own = self._rank + self._world_size * np.arange(self._batch_size)
-        ahead = max(1, _ORDER_AHEAD // self._batch_size)
-        for i in range(0, len(batches), ahead):
-            positions = start + batches[i : i + ahead, None] * size + own
-            yield positions[positions < self.num_positions]
+        num_batches, size = self._num_batches(start), self._global_batch_size
+        own = start + self._rank + self._world_size * np.arange(self._batch_size)
+        step = num_workers * max(1, _ORDER_AHEAD // self._batch_size)
+        for first in range(worker, num_batches, step):
+            batches = np.arange(first, min(first + step, num_batches), num_workers)
+            positions = (batches[:, None] * size + own).ravel()
+            if self._uneven == "short":
+                positions = positions[positions < self.num_positions]
+            yield positions
+
+    def _pad(self, positions: np.ndarray) -> np.ndarray | None:
+        """Bring what lies behind the epoch to its beginning, and say where that was done."""
+        if self._uneven != "pad":
+            return None
+        padding = positions >= self.num_positions
+        positions %= self.num_positions
+        return padding
 
     def _begin_at(self, epoch: int, position: int) -> None:
         self._now = (epoch, position)
@@ -219,6 +265,43 @@ def _as_torch(column: Any) -> torch.Tensor | RaggedBatch | list[Any]:
     if isinstance(column, Ragged):
         return RaggedBatch(torch.from_numpy(column.values), torch.from_numpy(column.offsets))
     return torch.from_numpy(column) if isinstance(column, np.ndarray) else column
+
+
+def _cast(batch: Batch, dtypes: Mapping[str, torch.dtype]) -> None:
+    for name, dtype in dtypes.items():
+        column = batch.get(name)
+        if not isinstance(column, torch.Tensor | RaggedBatch):
+            found = "is not read" if column is None else "holds no numbers"
+            raise ContractError(
+                f"dtypes: field {name!r} {found}",
+                hint=f"fields of a batch: {', '.join(batch)}",
+            )
+        stored = column.dtype if isinstance(column, torch.Tensor) else column.values.dtype
+        if not _holds(dtype, stored):
+            raise ContractError(
+                f"dtypes: {dtype} does not hold all values of field {name!r}, stored as {stored}",
+                hint="ask for a wider type",
+            )
+        batch[name] = column.to(dtype)
+
+
+@cache
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Say whether a type takes the values of another: of numbers with a fraction, rounded."""
+    if wide.is_floating_point or narrow.is_floating_point or torch.bool in (wide, narrow):
+        is_fraction = bool(wide.is_floating_point and narrow.is_floating_point)
+        return is_fraction or narrow in (torch.bool, wide)
+    own, other = torch.iinfo(wide), torch.iinfo(narrow)
+    return bool(own.min <= other.min and other.max <= own.max)
+
+
+def _add_padding(batch: Batch, padding: np.ndarray) -> None:
+    if PADDING in batch:
+        raise ContractError(
+            f"uneven='pad': the data set has a field {PADDING!r} of its own",
+            hint="read other fields, or choose uneven='short' or 'drop'",
+        )
+    batch[PADDING] = torch.from_numpy(padding)
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

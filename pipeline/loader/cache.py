@@ -95,7 +95,7 @@ class ShardCache:
         self, folder: str | os.PathLike[str] | None, max_bytes: int | None, largest: int
     ) -> None:
         is_own = folder is None
-        self.folder = _default_folder() if folder is None else Path(os.path.abspath(folder))
+        self.folder = default_folder() if folder is None else Path(os.path.abspath(folder))
         self._largest = max(largest, 1)
         self._warned = False
         self._user: _User | None = None
@@ -502,7 +502,8 @@ def _unlock(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
+    """Return this user's folder in the temporary folder."""
     return Path(tempfile.gettempdir()) / f"tokenmill-{os.getuid()}"
 
 

@@ -2,20 +2,22 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from operators.base import Column
 from pipeline.errors import ContractError, SetupError
 from pipeline.loader.bad_shards import BadShard
-from pipeline.loader.batches import BatchDataset
+from pipeline.loader.batches import BatchDataset, Uneven
 from pipeline.loader.files import OnBadShard, ShardFiles
-from pipeline.loader.order import EpochOrder
-from pipeline.loader.prefetch import Prefetch
+from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
+from pipeline.loader.prefetch import Prefetch, looks
 from pipeline.loader.samples import Samples
 from pipeline.loader.skipping import read_without
-from pipeline.loader.view import View
+from pipeline.loader.view import OpenView, View
 from pipeline.manifest import Manifest, open_data_set
 from pipeline.storage import Storage
 
@@ -26,14 +28,19 @@ class TokenDataset(BatchDataset):
     A batch maps each field to a tensor [B, *shape] of the stored dtype, to a ``RaggedBatch`` where
     the length varies, or to a list of str or bytes. All of it is a copy; the shards stay mapped.
 
-    The order. An epoch is one permutation of all samples (``EpochOrder``), a pure function of the
-    shards, ``seed`` and ``epoch``. It is cut into global batches of ``world_size * batch_size``
+    The order. An epoch is one permutation of all samples, a pure function of the shards, ``seed``,
+    ``shuffle`` and ``epoch``: of the whole (``EpochOrder``), or of blocks for data that is copied
+    as it is read (``BlockShuffle``). It is cut into global batches of ``world_size * batch_size``
     positions; in each, rank r takes positions r, r + world_size, ... So the union over the ranks
     is every sample exactly once, and 4 ranks of 8 samples see the global batches that 2 ranks of
-    16 do. The uneven end: when ``left`` samples remain for the last global batch, the ranks'
-    last batches hold ``left / world_size`` samples rounded up on the first ranks and down on the
-    others, so with ``left < world_size`` some ranks yield one batch less. ``drop_last`` leaves
-    these samples out on every rank, so that all yield equally many full batches.
+    16 do.
+
+    The uneven end. When ``left`` samples remain for the last global batch, ``uneven="short"``
+    gives the first ranks ``left / world_size`` samples rounded up and the others rounded down, so
+    with ``left < world_size`` some ranks yield one batch less. With ``"pad"`` all ranks yield
+    equally many full batches: the last is filled up with the first samples of the epoch, and
+    every batch has a field ``padding``, bool [B], True where a sample is such a repetition. With
+    ``"drop"`` these samples are left out on every rank.
 
     In a ``DataLoader``. Give it ``batch_size=None``: batches are made here. Its workers take
     batches in turn, so it yields the same batches in the same order for any ``num_workers``.
@@ -42,10 +49,10 @@ class TokenDataset(BatchDataset):
     Epochs. Every iteration yields the epoch set last, from its beginning or from where
     ``load_state_dict`` put it; call ``set_epoch`` before each.
 
-    Shuffling reads rows all over the data set. Shards on this machine's disk are mapped. Remote
-    ones are copied to ``cache_dir``, once a node, which in a shuffled epoch soon is all of them:
-    docs/remote.md tells what to do when they do not fit. Compressed shards decode 32 MiB for a row:
-    read those with ``shuffle=False``.
+    Shuffling the whole reads rows all over the data set. Shards on this machine's disk are mapped.
+    Remote ones are copied to ``cache_dir``, once a node, which soon is all of them; with
+    ``BlockShuffle`` it is a few at a time (docs/remote.md). Compressed shards decode 32 MiB for a
+    row: read those with ``shuffle=False``, or in blocks.
 
     Args:
         manifest_url: The output folder of a finished run, or its ``manifest.json``.
@@ -53,12 +60,17 @@ class TokenDataset(BatchDataset):
         fields: Shorthand for ``view=Samples(fields)``.
         view: What an item of a batch is; None is whole samples with every field.
         seed: Of the permutation.
-        shuffle: False yields the rows in the order of the shards.
+        shuffle: True permutes the whole, a ``BlockShuffle`` blocks of it; False yields the items
+            in the order of the shards.
         epoch: The first epoch.
         rank: This process; None asks ``torch.distributed``, then the environment (``RANK``,
             ``WORLD_SIZE``), and else is 0 of 1.
         world_size: How many there are; given exactly when ``rank`` is.
-        drop_last: Leave out the samples that do not fill a global batch.
+        uneven: ``short``, ``pad`` or ``drop``: what becomes of samples that do not fill the last
+            global batch.
+        dtypes: Field -> the dtype of its tensors where it is not the stored one: ids as
+            ``torch.int64``, features as ``torch.bfloat16``. Ids are refused a type that does not
+            hold them all.
         storage_options: Protocol (``s3``) -> options of its fsspec file system.
         cache_dir: Where copies of remote shards go: a folder on a disk of this machine, which other
             data sets, ranks and workers may share. None is one in the temporary folder.
@@ -95,11 +107,12 @@ class TokenDataset(BatchDataset):
         fields: Sequence[str] | None = None,
         view: View | None = None,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | BlockShuffle = True,
         epoch: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        drop_last: bool = False,
+        uneven: Uneven = "short",
+        dtypes: Mapping[str, torch.dtype] | None = None,
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
@@ -113,10 +126,14 @@ class TokenDataset(BatchDataset):
             epoch=epoch,
             rank=rank,
             world_size=world_size,
-            drop_last=drop_last,
+            uneven=uneven,
+            dtypes=dtypes,
         )
-        if prefetch_shards < 0:
-            raise ContractError(f"prefetch_shards={prefetch_shards}, expected 0 or more")
+        if not isinstance(shuffle, bool | BlockShuffle):
+            raise ContractError(
+                f"shuffle={shuffle!r}, expected True, False or a BlockShuffle",
+                hint="shuffle=BlockShuffle(streams=8, block_items=8192), for example",
+            )
         if view is not None and fields is not None:
             raise ContractError("fields and view are both given", hint="view=Samples(fields=...)")
         data_set = open_data_set(os.fspath(manifest_url), Storage(storage_options))
@@ -130,11 +147,11 @@ class TokenDataset(BatchDataset):
             data_set,
             cache_dir,
             cache_bytes=cache_bytes,
+            prefetch_shards=prefetch_shards,
             verify=verify,
             on_bad_shard=on_bad_shard,
         )
-        self._prefetch_shards = prefetch_shards
-        self._view = (view or Samples(fields)).open(data_set, self._files)
+        self._view: OpenView = (view or Samples(fields)).open(data_set, self._files)
         self._seed, self._shuffle = seed, shuffle
         self._order = self._order_of(epoch)
 
@@ -142,6 +159,11 @@ class TokenDataset(BatchDataset):
     def manifest(self) -> Manifest:
         """The description of the data set: fields, vocabularies, operators."""
         return self._manifest
+
+    @property
+    def view(self) -> OpenView:
+        """The items that batches are made of, and what else the view tells of them."""
+        return self._view
 
     @property
     def num_positions(self) -> int:
@@ -161,23 +183,29 @@ class TokenDataset(BatchDataset):
             self._order = self._order_of(epoch)
         return self._order.rows(positions)
 
-    def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
-        _, columns = read_without(self._files.bad, self._view, items, epoch)
-        return columns
+    def _read(
+        self, epoch: int, items: np.ndarray
+    ) -> tuple[np.ndarray | None, Mapping[str, Column]]:
+        return read_without(self._files.bad, self._view, items, epoch)
 
     def _prefetch(self, items: Iterator[np.ndarray]) -> Prefetch | None:
-        if not self._prefetch_shards or not self._files.max_ahead:
+        if not self._files.max_ahead:
             return None
-        return Prefetch(self._files, self._prefetch_shards, items, self._view.shards)
+        return Prefetch(self._files, looks(items, self._view.shards, self._files.num_shards))
 
-    def _order_of(self, epoch: int) -> EpochOrder:
+    def _order_of(self, epoch: int) -> EpochOrder | BlockOrder:
+        if isinstance(self._shuffle, BlockShuffle):
+            return BlockOrder(self._view.stops, self._seed, epoch, self._shuffle)
         return EpochOrder(self.num_positions, self._seed, epoch, shuffle=self._shuffle)
 
     def _identity(self) -> Mapping[str, Any]:
+        shuffle = (
+            asdict(self._shuffle) if isinstance(self._shuffle, BlockShuffle) else self._shuffle
+        )
         return {
             "fingerprint": self._manifest.fingerprint,
             "index_sha256": self._manifest.index_sha256,
             "seed": self._seed,
-            "shuffle": self._shuffle,
+            "shuffle": shuffle,
             **self._view.identity(),
         }

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ContractError, IntegrityError, SetupError
 from pipeline.loader.bad_shards import BadShards
-from pipeline.loader.cache import RemoteShard, ShardCache, check_sha256, check_size
+from pipeline.loader.cache import RemoteShard, ShardCache, check_sha256, check_size, default_folder
 from pipeline.manifest import DataSet
 from pipeline.storage import NotFoundError
 
@@ -28,11 +29,14 @@ class ShardFiles:
         data_set: The data set.
         cache_dir: Where copies go; see ``ShardCache``.
         cache_bytes: How much of them is kept; see ``ShardCache``.
+        prefetch_shards: How many are copied before they are needed.
         verify: Check the SHA-256 of local shards and of copies made earlier as well.
         on_bad_shard: "skip" keeps account of shards that cannot be used, in ``bad``.
 
     Attributes:
         bad: The shards that turned out to be missing or damaged; None when they are not skipped.
+        num_ahead: How many are copied before they are needed.
+        cache_dir: The folder of copies; views keep there what they compute.
     """
 
     def __init__(
@@ -41,17 +45,22 @@ class ShardFiles:
         cache_dir: str | os.PathLike[str] | None,
         *,
         cache_bytes: int | None = None,
+        prefetch_shards: int = 16,
         verify: bool = False,
         on_bad_shard: OnBadShard = "raise",
     ) -> None:
+        if prefetch_shards < 0:
+            raise ContractError(f"prefetch_shards={prefetch_shards}, expected 0 or more")
         if on_bad_shard not in ("raise", "skip"):
             raise ContractError(f"on_bad_shard={on_bad_shard!r}, expected 'raise' or 'skip'")
         self._data_set = data_set
         self._verify = verify
+        self.num_ahead = prefetch_shards
         self.bad = BadShards(data_set) if on_bad_shard == "skip" else None
         is_remote = data_set.storage.local_path(data_set.uri) is None
         largest = pc.max(data_set.shards["num_bytes"]).as_py() or 0
         self._cache = ShardCache(cache_dir, cache_bytes, largest) if is_remote else None
+        self.cache_dir = default_folder() if cache_dir is None else Path(cache_dir)
 
     @property
     def num_shards(self) -> int:
@@ -68,8 +77,8 @@ class ShardFiles:
 
     @property
     def max_ahead(self) -> int:
-        """How many shards may be fetched before they are read: 0 when all are local."""
-        return 0 if self._cache is None else self._cache.max_ahead
+        """How many shards may be fetched before they are read; 0 when none is to be."""
+        return self._cache.max_ahead if self._cache is not None and self.num_ahead else 0
 
     def map(self, shard: int) -> pa.Buffer:
         """Return the checked bytes of a shard, mapped; a copy is kept while they are.
@@ -126,10 +135,14 @@ class ShardFiles:
     def _map_local(self, shard: int) -> pa.Buffer:
         uri = self.uri(shard)
         size = int(self._of(shard, "num_bytes"))
+        path = str(self._data_set.storage.local_path(uri))
         try:
-            with pa.memory_map(str(self._data_set.storage.local_path(uri))) as file:
-                check_size(uri, file.size(), size)
-                buffer = file.read_buffer()
+            check_size(uri, os.stat(path).st_size, size)
+            buffer = pa.py_buffer(b"")  # no file of no bytes can be mapped
+            if size:
+                # The buffer keeps the map when the file is closed: maps are many, handles few.
+                with pa.memory_map(path) as file:
+                    buffer = file.read_buffer()
         except FileNotFoundError:
             raise NotFoundError(
                 f"{uri}: no such shard, the index says it has {size:,} bytes and is one of "

@@ -33,6 +33,18 @@ class RaggedBatch:
         """int64 [B], values per row."""
         return self.offsets.diff()
 
+    def to(self, dtype: torch.dtype) -> "RaggedBatch":
+        """Return the same rows with values of another dtype."""
+        return RaggedBatch(self.values.to(dtype), self.offsets)
+
+    def nested(self) -> torch.Tensor:
+        """Return the rows as a nested tensor of layout ``torch.jagged``, without a copy.
+
+        Attention and the operations of PyTorch's nested tensors take it, with gradients.
+        """
+        found: torch.Tensor = torch.nested.nested_tensor_from_jagged(self.values, self.offsets)
+        return found
+
     def padded(self, value: Any, length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows side by side, shorter ones filled up, longer ones cut at the end.
 

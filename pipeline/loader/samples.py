@@ -1,43 +1,102 @@
-"""Whole samples."""
+"""Whole samples, or the part of them that is asked for."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from operators.base import Column, FieldSpec
+from operators.base import Column, FieldSpec, Ragged
 from pipeline.errors import ContractError
 from pipeline.loader.files import ShardFiles
-from pipeline.loader.shards import ShardReader
+from pipeline.loader.prefix import (
+    Prefix,
+    SampledPrefix,
+    check_prefix,
+    layout_of,
+    positions_of_scales,
+    stream_numbers,
+)
+from pipeline.loader.shards import Cut, ShardReader
 from pipeline.manifest import DataSet, Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Each item is a sample: every field of it as it is stored.
+    """Each item is a sample: its fields as they are stored, or less of them.
+
+    What is left out by ``prefix`` and ``scales`` is not read. None of this is part of a state:
+    a run may resume with other fields, prefixes and streams, and samples come as they would have.
 
     Attributes:
         fields: What to read, in this order; ``key`` may be among them. None is every field.
+        prefix: Nested field -> how many of its positions are kept, from the first. A number cuts
+            all samples there (ragged ones where they are longer). A ``SampledPrefix`` makes the
+            field ragged, a ``RaggedBatch`` with a length for each sample.
+        scales: Field of several scales -> how many of them are kept, from the coarsest.
+        streams: Field of several streams -> the names of those that are kept, in this order;
+            the last dimension holds these, also when it is one.
+
+    Example:
+        >>> view = Samples(["image"], prefix={"image": SampledPrefix((1, 2, 4, 8, 16, 32))})
     """
 
     fields: Sequence[str] | None = None
+    prefix: Mapping[str, Prefix] = field(default_factory=dict)
+    scales: Mapping[str, int] = field(default_factory=dict)
+    streams: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def open(self, data_set: DataSet, files: ShardFiles) -> "OpenSamples":
         """Return the samples of a data set.
 
         Raises:
-            ContractError: there is no such field.
+            ContractError: there is no such field, or it has no such prefix, scales or streams.
         """
-        fields = _chosen(data_set.manifest, self.fields)
-        return OpenSamples(ShardReader(data_set, fields, files))
+        manifest = data_set.manifest
+        fields = _chosen(manifest, self.fields)
+        _check_read([*self.prefix, *self.scales, *self.streams], fields)
+        both = [name for name in self.prefix if name in self.scales]
+        if both:
+            raise ContractError(f"field {both[0]!r} has both a prefix and scales", hint="give one")
+        layouts = {name: layout_of(manifest, name) for name in manifest.fields}
+        axes = {name: layout.axis for name, layout in layouts.items() if layout}
+        for name, prefix in self.prefix.items():
+            check_prefix(name, prefix, layouts[name])
+        kept = {**self.prefix}
+        for name, num_scales in self.scales.items():
+            kept[name] = positions_of_scales(name, num_scales, layouts[name])
+        streams = {
+            name: (axes.get(name, 0), stream_numbers(name, names, layouts[name]))
+            for name, names in self.streams.items()
+        }
+        return OpenSamples(ShardReader(data_set, fields, files), kept, axes, streams)
 
 
 class OpenSamples:
-    """The samples of a data set, by their row."""
+    """The samples of a data set, by their row.
 
-    def __init__(self, reader: ShardReader) -> None:
+    Args:
+        reader: Of the fields that are read.
+        kept: Field -> positions that are kept, where not all are.
+        axes: Field -> the axis of a sample along which positions stand.
+        streams: Field -> that axis, and the places of the streams that are kept.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        kept: Mapping[str, Prefix],
+        axes: Mapping[str, int],
+        streams: Mapping[str, tuple[int, Sequence[int]]],
+    ) -> None:
         self._reader = reader
+        self._sampled = {name: k for name, k in kept.items() if isinstance(k, SampledPrefix)}
+        self._fixed = {
+            name: Cut(int(k), axes[name])
+            for name, k in kept.items()
+            if not isinstance(k, SampledPrefix)
+        }
+        self._streams = streams
 
     @property
     def num_items(self) -> int:
@@ -49,16 +108,23 @@ class OpenSamples:
         """int64 [S], one past the last row of each shard."""
         return self._reader.stops
 
-    def read(self, items: np.ndarray, epoch: int) -> Mapping[str, Column]:  # noqa: ARG002
+    def read(self, items: np.ndarray, epoch: int) -> Mapping[str, Column]:
         """Return some samples, in the given order."""
-        return self._reader.read(items)
+        cuts = self._fixed
+        if self._sampled:
+            drawn = {n: Cut(p.draw(n, epoch, items)) for n, p in self._sampled.items()}
+            cuts = {**cuts, **drawn}
+        columns = self._reader.read(items, cuts)
+        for name, (axis, numbers) in self._streams.items():
+            columns[name] = _take_streams(columns[name], axis, numbers)
+        return columns
 
     def shards(self, items: np.ndarray) -> np.ndarray:
         """Return the shards that hold these samples, rising."""
         return np.unique(np.searchsorted(self.stops, items, side="right"))
 
     def identity(self) -> Mapping[str, Any]:
-        """Return that items are samples; which fields are read may change on resume."""
+        """Return that items are samples; what is read of them may change on resume."""
         return {"view": "samples"}
 
 
@@ -70,3 +136,19 @@ def _chosen(manifest: Manifest, fields: Sequence[str] | None) -> dict[str, Field
         found = f"there is no field {unknown[0]!r}" if unknown else "no field is asked for"
         raise ContractError(f"fields: {found}", hint=f"the data set has {', '.join(there)}")
     return {name: there[name] for name in names}
+
+
+def _check_read(names: Iterable[str], fields: Mapping[str, FieldSpec]) -> None:
+    read = [name for name in fields if name != "key"]
+    for name in names:
+        if name not in read:
+            raise ContractError(
+                f"prefix, scales, streams: field {name!r} is not read",
+                hint=f"fields that are read: {', '.join(read)}",
+            )
+
+
+def _take_streams(column: Column, axis: int, numbers: Sequence[int]) -> Column:
+    if isinstance(column, Ragged):
+        return Ragged(column.values.take(numbers, axis=1), column.offsets)
+    return column.take(numbers, axis=axis + 2)  # behind the batch and the positions

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from operators.base import Column, FieldSpec, Ragged
 from pipeline.errors import IntegrityError
+from pipeline.flat_shards import Documents, flat_columns, is_flat, keys
 from pipeline.loader.files import CHANGED, ShardFiles
 from pipeline.manifest import DataSet
 
@@ -37,6 +39,7 @@ class ShardMaps:
     ) -> None:
         self._fields = dict(fields)
         self._files = files
+        self._data_set = data_set
         self._manifest = data_set.manifest
         self._partitions = data_set.shards["partition"].to_numpy()
         self._num_samples = data_set.shards["num_samples"].to_numpy()
@@ -47,30 +50,125 @@ class ShardMaps:
         """How many shards a reader may keep open now; to be asked before each ``open``."""
         return self._files.max_mapped(OPEN_SHARDS)
 
-    def open(self, number: int) -> "MappedShard":
+    def uri(self, number: int) -> str:
+        """Return the address of a shard, for messages."""
+        return self._files.uri(number)
+
+    def reading(self, number: int) -> AbstractContextManager[None]:
+        """Return where all that broken bytes of a shard raise becomes an IntegrityError."""
+        return self._files.reading(number)
+
+    def open(self, number: int) -> "OpenShard":
         """Map a shard.
 
         Raises:
             IntegrityError: it is not what the index says, or not an Arrow file.
         """
-        reading = partial(self._files.reading, number)
-        with reading():
-            shard = MappedShard(self._files.map(number), reading, self._fields)
+        with self.reading(number):
+            buffer = self._files.map(number)
+            if is_flat(self._data_set, number):
+                return self._open_flat(number, buffer)
+            shard = MappedShard(buffer, partial(self.reading, number), self._fields)
             fingerprint = self._manifest.fingerprint_of(int(self._partitions[number]))
             if shard.fingerprint != fingerprint:
                 raise IntegrityError(
-                    f"{self._files.uri(number)}: fingerprint {shard.fingerprint[:12]}, the "
-                    f"manifest says {fingerprint[:12]}",
+                    f"{self.uri(number)}: fingerprint {shard.fingerprint[:12]}, the manifest says "
+                    f"{fingerprint[:12]}",
                     hint="the folder mixes two data sets; copy the right one whole",
                 )
             expected = int(self._num_samples[number])
             if shard.num_samples != expected:
                 raise IntegrityError(
-                    f"{self._files.uri(number)}: {shard.num_samples:,} samples, the index says "
+                    f"{self.uri(number)}: {shard.num_samples:,} samples, the index says "
                     f"{expected:,}",
                     hint=CHANGED,
                 )
         return shard
+
+    def _open_flat(self, number: int, buffer: pa.Buffer) -> "FlatShard":
+        ((field, spec),) = self._manifest.fields.items()
+        documents = Documents(self._data_set, number)
+        expected = self._data_set.shards[f"tokens.{field}"][number].as_py()
+        if documents.num_ids != expected:
+            raise IntegrityError(
+                f"{self.uri(number)}: its documents have {documents.num_ids:,} ids, the index says "
+                f"{expected:,}",
+                hint=CHANGED,
+            )
+        first_row = int(self.stops[number] - self._num_samples[number])
+        return FlatShard(buffer, documents, self._fields, field, spec, first_row)
+
+
+class OpenShard(Protocol):
+    """A shard whose rows can be read.
+
+    Attributes:
+        stops: One past the last row of each record batch.
+        mapped: Record batch -> columns; none when they are decoded on demand.
+    """
+
+    stops: list[int]
+    mapped: dict[int, Mapping[str, Column]]
+
+    @property
+    def num_samples(self) -> int:
+        """Its rows."""
+        ...
+
+    def decode(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a record batch that is not mapped."""
+        ...
+
+    def columns(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a record batch: views of the map, or decoded."""
+        ...
+
+
+class FlatShard:
+    """A mapped file of ids that another program wrote; see ``flat_shards``."""
+
+    def __init__(
+        self,
+        buffer: pa.Buffer,
+        documents: Documents,
+        fields: Mapping[str, FieldSpec],
+        field: str,
+        spec: FieldSpec,
+        first_row: int,
+    ) -> None:
+        counts = [len(offsets) - 1 for offsets in documents.batches]
+        self.stops: list[int] = np.cumsum(counts, dtype=np.int64).tolist()
+        self.mapped: dict[int, Mapping[str, Column]] = {}
+        start = first_row
+        for batch, ids in enumerate(flat_columns(buffer, documents, field, spec)):
+            named = {**ids, "key": _RowKeys(start, counts[batch])}
+            self.mapped[batch] = {name: named[name] for name in fields}
+            start += counts[batch]
+
+    @property
+    def num_samples(self) -> int:
+        """Its rows."""
+        return self.stops[-1]
+
+    def decode(self, batch: int) -> Mapping[str, Column]:
+        """Return the columns of a batch; all are mapped."""
+        return self.mapped[batch]
+
+    columns = decode
+
+
+class _RowKeys:
+    """The keys of consecutive rows, made when they are asked for."""
+
+    def __init__(self, first: int, num: int) -> None:
+        self._rows = range(first, first + num)
+
+    def __getitem__(self, rows: slice) -> pa.Array:
+        return keys(np.array(self._rows[rows], np.int64))
+
+    def take(self, rows: pa.Array) -> pa.Array:
+        """Return the keys of some rows, by their place."""
+        return keys(rows.to_numpy() + self._rows.start)
 
 
 class MappedShard:
@@ -78,7 +176,7 @@ class MappedShard:
 
     Args:
         buffer: Its bytes, which stay mapped as long as this object.
-        reading: In it everything that broken bytes raise becomes an IntegrityError.
+        reading: Returns where all that broken bytes raise becomes an IntegrityError.
         fields: Field -> spec of what to read.
 
     Attributes:

@@ -12,8 +12,8 @@ from pipeline.loader.view import OpenView
 
 def read_without(
     bad: BadShards | None, view: OpenView, items: np.ndarray, epoch: int
-) -> tuple[np.ndarray, Mapping[str, Column]]:
-    """Return those items of which no shard is bad, in the given order, and what the view reads.
+) -> tuple[np.ndarray | None, Mapping[str, Column]]:
+    """Return which items need no bad shard, and what the view reads of them.
 
     Args:
         bad: The shards known to be bad; those that reading finds are added. None skips nothing.
@@ -22,25 +22,24 @@ def read_without(
         epoch: See ``OpenView.read``.
 
     Returns:
-        int64 [K] of the ``items``, K from 0 to B, and K items' columns.
+        bool [B], True for the items that were read, or None for all; and their columns.
 
     Raises:
         IntegrityError: a shard is not what the index says, and ``bad`` is None.
     """
     if bad is None:
-        return items, view.read(items, epoch)
+        return None, view.read(items, epoch)
     while True:
-        good = _good(bad, view, items)
+        is_good = _good(bad, view, items)
+        good = items if is_good is None else items[is_good]
         try:
-            return good, view.read(good, epoch)
+            return is_good, view.read(good, epoch)
         except IntegrityError:
             if not bad.among(view.shards(good)):  # not the fault of a shard
                 raise
 
 
-def _good(bad: BadShards, view: OpenView, items: np.ndarray) -> np.ndarray:
+def _good(bad: BadShards, view: OpenView, items: np.ndarray) -> np.ndarray | None:
     if not bad or not bad.among(view.shards(items)):
-        return items
-    is_good = [not bad.among(view.shards(items[i : i + 1])) for i in range(len(items))]
-    good: np.ndarray = items[np.array(is_good)]
-    return good
+        return None
+    return np.array([not bad.among(view.shards(items[i : i + 1])) for i in range(len(items))])

@@ -35,7 +35,7 @@ class OpenView(Protocol):
         """Return some items, in the given order.
 
         Args:
-            items: int64 [B], each in [0, num_items).
+            items: int64 [B], each in [0, num_items); one may be there more than once.
             epoch: For views that draw something anew in every epoch.
 
         Returns:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
+from pipeline.flat_shards import Documents, flat_batches, is_flat
 from pipeline.manifest import DataSet, Manifest
 from pipeline.report.histogram import DENSE_SIZE, Histogram, make_counter
 from pipeline.storage import NotFoundError, join
@@ -183,7 +184,7 @@ class _Counting:
             while (shard := self._next()) is not None:
                 uri = self._data.shard_uri(shard["path"])
                 with _integrity_errors(uri):
-                    for batch in self._batches(uri, shard["num_bytes"]):
+                    for batch in self._batches(uri, shard["num_bytes"], shard["number"]):
                         self._add(batch)
         except BaseException:
             self.stop()
@@ -194,20 +195,30 @@ class _Counting:
         self._stopped.set()
 
     def _all_shards(self) -> Iterator[Mapping[str, Any]]:
-        for batch in self._data.shards.select(["path", "num_bytes"]).to_batches(1024):
+        shards = self._data.shards.select(["path", "num_bytes"])
+        shards = shards.append_column("number", pa.array(np.arange(shards.num_rows)))
+        for batch in shards.to_batches(1024):
             yield from batch.to_pylist()
 
     def _next(self) -> Mapping[str, Any] | None:
         with self._lock:
             return None if self._stopped.is_set() else next(self._shards, None)
 
-    def _batches(self, uri: str, num_bytes: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, uri: str, num_bytes: int, shard: int) -> Iterator[pa.RecordBatch]:
         storage = self._data.storage
         local = storage.local_path(uri)
         with storage.open_read(uri, read_ahead=False) as file:
             found = storage.opened(uri, file).num_bytes
             if found != num_bytes:
                 raise ValueError(f"{found:,} bytes, the index says {num_bytes:,}")
+            if is_flat(self._data, shard):
+                ((name, spec),) = self._data.manifest.fields.items()
+                documents = Documents(self._data, shard)
+                for batch in flat_batches(file, documents, [name], name, spec, 0):
+                    if self._stopped.is_set():
+                        return
+                    yield batch
+                return
             source = pa.PythonFile(file, "r") if local is None else pa.memory_map(str(local))
             options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=self._columns)
             reader = pa.ipc.open_file(source, options=options)

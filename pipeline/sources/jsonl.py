@@ -14,7 +14,6 @@ from operators.base import FieldSpec
 from pipeline.protocols import Partition, SampleBlock, SourceFile, SourceRange
 from pipeline.sources.arrow_types import as_spec, parse_dtype, type_of_spec
 from pipeline.sources.blocks import (
-    BLOCK_BYTES,
     Fault,
     SeenKeys,
     count_ranges,
@@ -24,10 +23,13 @@ from pipeline.sources.blocks import (
 )
 from pipeline.sources.config import BaseSourceConfig, FieldName, by_name
 from pipeline.sources.listing import join_ranges, list_files, whole_files
-from pipeline.sources.objects import CHUNK_BYTES, DamagedError, open_planned, open_stream
+from pipeline.sources.objects import DamagedError, open_planned, open_stream
 from pipeline.storage import Storage
 
 _WHOLE_LINE = "@line"
+
+READ_BYTES = 4 << 20
+"""Read, cut in lines and parsed together: larger pieces fall out of the processor's cache."""
 
 
 class JsonField(BaseModel):
@@ -159,35 +161,27 @@ class JsonlSource:
     def _lines(self, file: SourceFile, block_rows: int) -> Iterator["_Lines"]:
         with open_planned(self._storage, file) as opened:
             stream = open_stream(opened, file)
-            chunks: list[bytes] = []
-            num_waiting = 0
+            waiting: list[bytes] = []  # what was read of a line that has no end yet
             next_number = 1
             damage: str | None = None
             chunk = b"\n"
             while chunk:
                 is_start = stream.position == 0
                 try:
-                    chunk = stream.read(CHUNK_BYTES)
+                    chunk = stream.read(READ_BYTES)
                 except DamagedError as error:
                     chunk, damage = b"", error.reason
                 if is_start:
                     chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
-                chunks.append(chunk)
-                num_waiting += chunk.count(b"\n")
-                is_full = num_waiting > 0 and sum(map(len, chunks)) >= BLOCK_BYTES
-                if chunk and num_waiting < block_rows and not is_full:
+                waiting.append(chunk)
+                if chunk and b"\n" not in chunk:
                     continue
-                lines = _split(b"".join(chunks), next_number, damage, is_end=not chunk)
-                while len(lines.numbers) >= block_rows:
+                lines = _split(b"".join(waiting), next_number, damage, is_end=not chunk)
+                waiting = [lines.data[lines.rest_start :]]
+                next_number = lines.rest_number
+                while len(lines.numbers):
                     yield lines.head(block_rows)
                     lines = lines.tail(block_rows)
-                if (is_full or not chunk) and len(lines.numbers):
-                    yield lines
-                    lines = lines.tail(len(lines.numbers))
-                num_waiting = len(lines.numbers)
-                rest = int(lines.starts[0]) if num_waiting else lines.rest_start
-                next_number = int(lines.numbers[0]) if num_waiting else lines.rest_number
-                chunks = [lines.data[rest:]]
 
     def _block(
         self, lines: "_Lines", file: SourceFile, first_row: int, seen: SeenKeys

@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from spdl.pipeline import PipelineBuilder, StageInfo
@@ -15,12 +16,14 @@ from spdl.pipeline import PipelineBuilder, StageInfo
 from operators.columns import num_bytes, num_values
 from pipeline.errors import SetupError
 from pipeline.manifest import FORMAT_VERSION
-from pipeline.model_cache import JobModelFiles, KnownFiles, Pull
+from pipeline.model_cache import JobModelFiles, KnownFiles
 from pipeline.plan import BoundStep, Chain, build_chain, fingerprint
 from pipeline.protocols import (
     Partition,
     PartitionCounts,
     PartitionResult,
+    Placement,
+    Pull,
     SampleBlock,
 )
 from pipeline.quarantine import write_quarantine
@@ -57,6 +60,33 @@ class WorkerTask:
     storage: Storage
     urls: tuple[str, ...]
     model_files: KnownFiles
+
+    @property
+    def placement(self) -> Placement:
+        """See ``EngineTask.placement``."""
+        run = self.job.run
+        return Placement(
+            max_attempts=run.max_attempts,
+            deadline_s=None if run.deadline_s == "auto" else run.deadline_s,
+            accelerator_type=run.accelerator_type,
+            worker_memory_bytes=run.worker_memory_bytes,
+            resources=run.resources,
+            search_rows=True,
+        )
+
+    @property
+    def shared_files(self) -> Mapping[str, Path]:
+        """See ``EngineTask.shared_files``."""
+        known = [file for file in self.model_files.values() if file is not None]
+        return {file.sha256: file.path for file in known if file.path}
+
+    def named(self, worker: str) -> Self:
+        """See ``EngineTask.named``."""
+        return replace(self, worker=worker)
+
+    def start(self, pull: Pull | None = None) -> "Worker":
+        """See ``EngineTask.start``."""
+        return Worker(self, pull)
 
 
 class Worker:
@@ -104,15 +134,15 @@ class Worker:
         self._writer = threading.Thread(target=self._write_all, name="write", daemon=True)
         self._writer.start()
 
-    def submit(
-        self, partition: Partition, probed: range | None = None
-    ) -> "Future[PartitionResult]":
-        """Queue a partition; the future gives its result, or the error that stopped it.
+    def submit(self, partition: Partition) -> "Future[PartitionResult]":
+        """Queue a partition; the future gives its result, or the error that stopped it."""
+        return self._queue(partition, None)
 
-        Args:
-            partition: What to process.
-            probed: Work on these rows alone and write nothing, to see whether the process lives.
-        """
+    def probe(self, partition: Partition, rows: range) -> "Future[PartitionResult]":
+        """Work on these rows alone and write nothing, to see whether the process lives."""
+        return self._queue(partition, rows)
+
+    def _queue(self, partition: Partition, probed: range | None) -> "Future[PartitionResult]":
         state = PartitionState(partition, self._threads, self._payload_fields, probed)
         self._running.append(state)
         self._inbox.put(state)

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tests.method_files import (
     lib_file,
     splinter_file,
 )
+from tests.reducer_cases import CASES as REDUCERS
+from tests.reducer_cases import ReducerCase, batch_for, reducer
 from tests.text_documents import documents, quiet, some_texts
 
 ROWS = 5
@@ -49,6 +52,12 @@ def encoded(num: int) -> pa.Array:
         image.save(sink, "PNG")
         files.append(sink.getvalue().to_pybytes())
     return pa.array(files, pa.large_binary())
+
+
+def reduced(case: ReducerCase, _: Path) -> tuple[dict[str, Any], Batch]:
+    op = reducer(case.name, case.num_tokens, num_layers=case.num_layers, **case.options)
+    batch = {name: column.numpy() for name, column in batch_for(op, ROWS).items()}
+    return {"device": "cpu", **case.options}, batch
 
 
 def ids(num: int, below: int) -> Ragged:
@@ -191,6 +200,10 @@ CASES: dict[str, Case] = {
         {"text": TEXTS, "key": pa.array(list("abcde"), pa.large_string())},
     ),
 }
+
+
+for _case in REDUCERS:
+    CASES.setdefault(_case.name, partial(reduced, _case))
 
 
 def build(name: str, tmp_path: Path) -> tuple[Any, Batch]:

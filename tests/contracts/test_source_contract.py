@@ -220,9 +220,9 @@ def test_large_samples_make_short_blocks_of_the_same_rows(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = read(source)
-    for module in (blocks, jsonl, parquet):
+    for module in (blocks, parquet):
         monkeypatch.setattr(module, "BLOCK_BYTES", 300)
-    monkeypatch.setattr(jsonl, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(jsonl, "READ_BYTES", 100)
     short = read(source)
     assert sum(map(len, short)) > sum(map(len, usual))
     for want, got in zip(usual, short, strict=True):

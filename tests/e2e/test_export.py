@@ -16,6 +16,8 @@ from tests.e2e.command_line import PIPELINE, CommandLine, environment, pipeline
 from tests.loader_data import rows, write_data_set
 from tests.unit.test_export import files_of, read_litdata, read_mds, read_megatron, read_tars
 
+INLINE = ("--engine", "inline")
+
 
 def stored(folder: Path, field: str) -> list[list[int]]:
     """Return the ids of every row, as the shards have them."""
@@ -34,10 +36,10 @@ def test_a_finished_run_in_every_format(run: CommandLine) -> None:
     assert len(ids) > 5
     flat = [each for row in ids for each in row]
     for name in ("megatron", "nanogpt", "datatrove", "litdata"):
-        assert run("export", "out", "--to", name, "--field", "sequence") == 0, run.err
+        assert run("export", "out", "--to", name, "--field", "sequence", *INLINE) == 0, run.err
         assert f"out-{name}: {len(ids)} samples, " in run.out
     for name in ("parquet", "hf-datasets", "webdataset", "mds"):
-        assert run("export", "out", "--to", name) == 0, run.err
+        assert run("export", "out", "--to", name, *INLINE) == 0, run.err
     assert [row.tolist() for row in read_megatron(run.folder / "out-megatron/sequence")] == ids
     assert np.fromfile(run.folder / "out-nanogpt/train.bin", "<u2").tolist() == flat
     path = run.folder / "out-datatrove/00000_sequence.ds"
@@ -63,9 +65,10 @@ def check_with_datasets(folder: Path, ids: list[list[int]]) -> None:
     assert "| `image_tokens` | uint16 [4] | 64,000 | `dct_fsq` |" in card
 
 
-def test_sizes_workers_and_names(run: CommandLine) -> None:
-    args = ("--to", "megatron", "--field", "sequence", "--output", "there", "--file-size", "1e-9")
-    assert run("export", "out/manifest.json", *args, "--workers", "2") == 0, run.err
+def test_sizes_and_names(run: CommandLine) -> None:
+    size = ("--file-size", "1e-9")
+    args = ("--to", "megatron", "--field", "sequence", "--output", "there", *size, *INLINE)
+    assert run("export", "out/manifest.json", *args) == 0, run.err
     prefixes = sorted(path.stem for path in (run.folder / "there").glob("*.idx"))
     assert prefixes == ["sequence_00000", "sequence_00001"]
     assert run("export", "out", *args) == 0
@@ -82,7 +85,8 @@ def test_sizes_workers_and_names(run: CommandLine) -> None:
         (["out", "--to", "mds", "--field", "x"], 2, "--field x: the data set has no such field"),
         (["out", "--to", "mds", "--output", "out"], 2, "files in it that are no export"),
         (["out", "--to", "mds", "--output", "job.yaml"], 3, "not a directory"),
-        (["out", "--to", "mds", "--workers", "0"], 2, "'--workers'"),
+        (["out", "--to", "mds", "--workers", "0"], 2, "--workers 0"),
+        (["out", "--to", "mds", "--engine", "spark"], 2, "use ray or inline"),
         (["out", "--to", "mds", "--file-size", "-1"], 2, "'--file-size'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -95,7 +99,7 @@ def test_wrong_use(args: list[str], code: int, says: str, run: CommandLine) -> N
 
 
 def test_another_export_is_not_written_over(run: CommandLine) -> None:
-    assert run("export", "out", "--to", "mds") == 0
+    assert run("export", "out", "--to", "mds", *INLINE) == 0
     before = files_of(run.folder / "out-mds")
     assert run("export", "out", "--to", "webdataset", "--output", "out-mds") == 5
     assert 'holds another export: format "mds", now "webdataset"' in run.err
@@ -103,12 +107,11 @@ def test_another_export_is_not_written_over(run: CommandLine) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_killed_export_goes_on(tmp_path: Path, number: int, code: int, workers: str) -> None:
+def test_killed_export_goes_on(tmp_path: Path, number: int, code: int) -> None:
     write_data_set(tmp_path / "data", rows(6_000), partitions=12)
-    args = ["export", "data", "--to", "webdataset", "--file-size", "0.0000001"]
+    args = ["export", "data", "--to", "webdataset", "--file-size", "0.0000001", *INLINE]
     process = subprocess.Popen(
-        [*PIPELINE, *args, "--output", "out", "--workers", workers],
+        [*PIPELINE, *args, "--output", "out"],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.DEVNULL,

@@ -291,3 +291,49 @@ def test_runs_of_scripts(text: str, pieces: list[str]) -> None:
     single = splitter(r", 漢|.", "drop")
     split = script_splitter(everything, single if ", 漢" in text else letters, ["Han"])
     assert list(split(text)) == pieces
+
+
+ONE_PASS_FILE = """word v1
+"[a-z]+|[^a-z]+"
+3
+0 a
+1 b
+2 ab
+1
+3 <eos>
+1
+0 a b
+0
+0
+0
+"""
+
+
+def test_files_of_the_older_program(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_text(ONE_PASS_FILE)
+    made = operator(str(path), add_eos="<eos>")
+    assert made({"text": column(["abba"])})["tokens"][0].tolist() == [2, 1, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (("0\n0\n0\n", "0\n0\n1\n1 ab\n"), "it deletes 1 tokens across words"),
+        (("2 ab", "5 ab"), "its ids do not follow one another"),
+        (("0 a b", "0 ab"), "expected 3 fields, found 2"),
+        (("0\n0\n0\n", ""), "invalid literal"),
+    ],
+)
+def test_a_broken_file_of_the_older_program(
+    tmp_path: Path, change: tuple[str, str], match: str
+) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_text(ONE_PASS_FILE.replace(*change))
+    with pytest.raises(SetupError, match=match):
+        operator(str(path))
+
+
+def test_blowup_is_for_files_that_do_not_say_it(model: str) -> None:
+    with pytest.raises(ContractError, match="says itself what a deleted token becomes"):
+        operator(model, blowup=True)

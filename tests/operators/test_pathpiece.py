@@ -16,7 +16,12 @@ from operators.base import FieldSpec, HasPieces, Invertible, Ragged
 from operators.errors import ContractError, RowErrors, SetupError
 from operators.testing import assert_operator_contract
 from operators.text.algorithms.byte_segments import fewest_tokens, longest_prefixes
-from operators.text.algorithms.pathpiece_training import Pieces, frequent_strings, omissions
+from operators.text.algorithms.pathpiece_training import (
+    Pieces,
+    frequent_strings,
+    merged_strings,
+    omissions,
+)
 from operators.text.algorithms.trie import build_trie
 from operators.text.pathpiece import (
     PathPiece,
@@ -285,7 +290,7 @@ def test_training_keeps_what_saves_most_tokens(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_is_too_small_is_refused() -> None:
-    with pytest.raises(ContractError, match=r"in the sample: 1, but 43 tokens are wanted"):
+    with pytest.raises(ContractError, match=r"gives 1 tokens of two bytes .* 43 are wanted"):
         train(["abab", "ab", ""], vocab_size=300, initial_size=300)
     with pytest.raises(ContractError, match="holds no text"):
         train(["", "", ""], vocab_size=300, initial_size=300)
@@ -294,3 +299,44 @@ def test_a_sample_that_is_too_small_is_refused() -> None:
 def test_tokens_are_only_dropped() -> None:
     with pytest.raises(ValidationError, match=r"initial_size=300 is below vocab_size=400"):
         PathPieceTrainerConfig(initial_size=300, vocab_size=400)
+
+
+@pytest.mark.parametrize(("initial_tokens", "size"), [("bpe", 262), ("unigram", 258)])
+def test_training_may_begin_with_the_tokens_of_another_model(
+    initial_tokens: str, size: int
+) -> None:
+    texts = ["the mill the mill by the wheel"] * 3 + ["the wheel of the old mill"] * 2
+    options: dict[str, Any] = {
+        "vocab_size": size,
+        "initial_size": 275,
+        "max_token_bytes": 5,
+        "initial_tokens": initial_tokens,
+        "pretokenization": "first_space",
+    }
+    data, _ = train(texts, **options)
+    assert data == train(texts, **options)[0]
+    tokens = [bytes.fromhex(line) for line in data.decode().split()]
+    assert tokens[:256] == BYTES
+    assert len(tokens) == size - 1
+    assert all(2 <= len(token) <= 5 for token in tokens[256:])
+    assert all(any(token in f" {text}".encode() for text in texts) for token in tokens[256:])
+
+
+def test_tokens_of_a_bpe_are_those_of_its_merges() -> None:
+    values, cuts = np.frombuffer(b"abcabcab" + b"xy", np.uint8), np.array([0, 8, 10])
+    pieces = Pieces(values, cuts, np.array([2, 1]))
+    found = merged_strings(pieces, size=9, max_bytes=3, progress=told_to([]))
+    assert found[:2] == [b"ab", b"cab"]  # as frequent as "ab" and "c", with the smaller left id
+    assert b"xy" not in found  # once is too rare
+    assert max(map(len, found)) == 3
+
+
+def test_a_unigram_model_that_is_too_large_names_the_option() -> None:
+    with pytest.raises(ContractError, match=r"initial_tokens: unigram: .*too high"):
+        train(["the mill"] * 3, vocab_size=300, initial_size=9000, initial_tokens="unigram")
+
+
+def test_identity_names_what_learns_the_first_tokens() -> None:
+    named = PathPieceTrainer(PathPieceTrainerConfig(initial_tokens="unigram")).identity()
+    assert set(named) == {"sentencepiece_version", "tokenizers_version"}
+    assert PathPieceTrainer(PathPieceTrainerConfig()).identity() == {}

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from operators.base import HasPieces, Invertible, Ragged
 from operators.errors import ContractError, RowErrors, SetupError
 from operators.testing import assert_operator_contract
 from operators.text.algorithms.gpt2_words import gpt2_cuts
+from operators.text.algorithms.pretokens import PATTERNS
 from operators.text.algorithms.vocabulary_inference import (
     DROP,
     STUCK,
@@ -30,6 +33,7 @@ from operators.text.algorithms.vocabulary_inference import (
     Method,
     Vocabulary,
 )
+from operators.text.text_column import utf8_bytes
 from operators.text.vocabulary_inference import VocabularyInference, VocabularyInferenceConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "text"
@@ -428,8 +432,10 @@ def test_a_method_needs_its_kind_of_vocabulary(path: str, method: str, found: st
 
 
 def test_marks_that_the_methods_do_not_know_are_refused(tmp_path: Path) -> None:
-    ends = Tokenizer(models.BPE({"a": 0, "a</w>": 1}, [], end_of_word_suffix="</w>"))
-    with pytest.raises(ContractError, match="marks the ends of words"):
+    ends = Tokenizer(
+        models.BPE({"a": 0, "a</w>": 1}, [], end_of_word_suffix="</w>", ignore_merges=True)
+    )
+    with pytest.raises(ContractError, match="marks the ends of words, and has"):
         ready(save(tmp_path, ends), "longest_prefix")
     inside = Tokenizer(models.BPE({"a": 0, "##a": 1}, [], continuing_subword_prefix="##"))
     with pytest.raises(ContractError, match="tokens are marked inside words"):
@@ -449,3 +455,98 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_an_option_without_use_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="has no use with method='bpe_merges'"):
         VocabularyInferenceConfig(tokenizer="tokenizer.json", method="bpe_merges", **option)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), texts=st.lists(st.text("ab é"), min_size=1, max_size=4))
+def test_marked_ends_of_words_are_those_of_the_library(
+    data: st.DataObject, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    names = ["?", "a", "b", "a</w>", "b</w>"]  # é is unknown
+    merges: list[tuple[str, str]] = []
+    for _ in range(data.draw(st.integers(0, 6))):
+        left = data.draw(st.sampled_from([n for n in names[1:] if not n.endswith("</w>")]))
+        pair = left, data.draw(st.sampled_from(names[1:]))
+        if pair not in merges:
+            merges.append(pair)
+            names += [] if "".join(pair) in names else ["".join(pair)]
+    ids = {name: i for i, name in enumerate(names)}
+    tok = Tokenizer(models.BPE(ids, merges, unk_token="?", end_of_word_suffix="</w>"))
+    tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    path = save(tmp_path_factory.mktemp("ends"), tok)
+    found = rows(ready(path, "bpe_merges")({"text": column(texts)})["tokens"])
+    assert found == [tok.encode(text).ids for text in texts]
+
+
+def test_greedy_methods_take_marked_tokens_at_the_ends_of_words_alone(tmp_path: Path) -> None:
+    names = ["?", "m", "mi", "ll", "l</w>", "ill</w>", "m</w>", "</w>", "<", "w"]
+    ids = {name: i for i, name in enumerate(names)}
+    tok = Tokenizer(models.BPE(ids, [], unk_token="?", end_of_word_suffix="</w>"))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    path = save(tmp_path, tok)
+    text = {"text": column(["mill", "m", "ll", "", "mi"])}
+    spelled = {
+        method: [[names[i] for i in row] for row in rows(ready(path, method)(text)["tokens"])]
+        for method in ANY_VOCABULARY
+    }
+    others = [["m</w>"], ["?", "l</w>"], [], ["m", "?"]]
+    assert spelled == {
+        "longest_prefix": [["mi", "?", "l</w>"], *others],
+        "longest_suffix": [["m", "ill</w>"], *others],
+        "longest_token": [["m", "ill</w>"], *others],
+        "fewest_tokens": [["m", "ill</w>"], *others],
+    }
+
+
+LIBRARY_RULES = [
+    (normalizers.NFC(), pre_tokenizers.Whitespace()),
+    (normalizers.Lowercase(), pre_tokenizers.Metaspace()),
+    (None, pre_tokenizers.Metaspace(prepend_scheme="first")),
+    (normalizers.NFKC(), pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    (normalizers.NFKC(), pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    (normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()),
+    (normalizers.Replace(Regex(" {2,}"), " "), pre_tokenizers.WhitespaceSplit()),
+    (normalizers.Replace("a", "b"), pre_tokenizers.WhitespaceSplit()),
+    (normalizers.Prepend("_"), pre_tokenizers.WhitespaceSplit()),
+    (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])),
+    (
+        None,
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Punctuation("merged_with_next"), *[pre_tokenizers.ByteLevel(False)]]
+        ),
+    ),
+    *[
+        (None, pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated"))
+        for name in ("gpt2", "gpt4", "gpt4o", "bpeasy", "superbpe_words", "superbpe_lines")
+    ],
+    (None, pre_tokenizers.Split(Regex(PATTERNS["gpt4o"]), "merged_with_next")),
+    (None, pre_tokenizers.Split(Regex(PATTERNS["gpt4"]), "removed", invert=True)),
+    (None, pre_tokenizers.Split(" ", "isolated")),
+]
+
+
+@pytest.mark.parametrize("rule", range(len(LIBRARY_RULES)))
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.text(st.sampled_from("aB1 '.(_,\n\t\u0301é日\u00a0\r")), max_size=4))
+def test_chunks_have_the_words_of_whole_texts(rule: int, texts: list[str]) -> None:
+    op, normalizer, cutter = with_rule(rule)
+    documents = utf8_bytes(column(texts))
+    found = op._library_words(documents)
+    words, firsts = found.words.to_pylist(), found.firsts.tolist()
+    of_chunks = [words[firsts[chunk] : firsts[chunk + 1]] for chunk in found.chunks.tolist()]
+    for row, text in enumerate(texts):
+        begin, end = found.document_chunks[row : row + 2]
+        plain = text if normalizer is None else normalizer.normalize_str(text)
+        want = [word for word, _ in cutter.pre_tokenize_str(plain)]
+        assert [word for chunk in of_chunks[begin:end] for word in chunk] == want
+
+
+@cache
+def with_rule(rule: int) -> tuple[VocabularyInference, Any, Any]:
+    tok = Tokenizer(models.BPE({"a": 0}, []))
+    normalizer, cutter = LIBRARY_RULES[rule]
+    tok.pre_tokenizer = cutter
+    if normalizer is not None:
+        tok.normalizer = normalizer
+    with tempfile.TemporaryDirectory() as folder:
+        return ready(save(Path(folder), tok), "longest_prefix"), normalizer, cutter

@@ -8,9 +8,10 @@ or a CUDA of their own.
 import hashlib
 import itertools
 import json
+import pickle
 import struct
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ from pipeline.errors import (
     SetupError,
     SpecError,
     TokenmillError,
+    TransientError,
 )
-from pipeline.export import FORMATS, ExportSettings, export, litdata, mds, webdataset
-from pipeline.export.run import _cut
+from pipeline.export import FORMATS, ExportSettings, litdata, mds, webdataset
+from pipeline.export.parts import ExportParts, ExportTask, PartWorker, _cut
+from pipeline.exporting import export
 from pipeline.lease import Lease
+from pipeline.manifest import open_data_set
+from pipeline.protocols import Engine, Partition, PartitionResult
 from pipeline.storage import NotFoundError, Storage
 from tests.loader_data import FIELDS, FINGERPRINT, rows, write_data_set
 
@@ -55,6 +60,26 @@ def files_of(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+class StopsAfter:
+    """A listener that ends an export when some parts are done."""
+
+    def __init__(self, parts: int) -> None:
+        self._parts = parts
+        self.before: set[int] = set()
+        self.results: list[PartitionResult] = []
+
+    def waiting(self, message: str) -> None:
+        pass
+
+    def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
+        self.before = set(done)
+
+    def committed(self, result: PartitionResult) -> None:
+        self.results.append(result)
+        if len(self.results) == self._parts and len(self.before) + self._parts < 3:
+            raise KeyboardInterrupt
 
 
 # What a format's own reader would find: per sample the ids.
@@ -447,20 +472,17 @@ def test_interrupted_export_goes_on(
     export(data, str(tmp_path / "whole"), given)
     out = tmp_path / "out"
 
-    def stop(done: int, _total: int) -> None:
-        if done > NUM // 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        export(data, str(out), given, progress=stop)
+        export(data, str(out), given, listener=StopsAfter(1))
     assert not (out / "export.json").exists()
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*0*") if path.is_file()}
     kept = json.loads((out / "_export" / "0000000.json").read_text())["files"]
     assert kept
-    seen: list[tuple[int, int]] = []
-    done = export(data, str(out), given, progress=lambda *numbers: seen.append(numbers))
-    assert (done.parts, done.skipped) == (3, 1)
-    assert (seen[0][0] > 0, seen[-1]) == (True, (NUM, NUM))
+    listener = StopsAfter(3)
+    done = export(data, str(out), given, listener=listener)
+    assert (done.parts, done.skipped) == (3, len(listener.before))
+    assert 1 <= done.skipped < 3
+    assert [result.partition for result in listener.results] == list(range(done.skipped, 3))
     for file in kept:
         path = out / file["path"]
         assert path.stat().st_mtime_ns == times[path]
@@ -490,24 +512,63 @@ def test_what_a_killed_writer_left_is_removed(data: str, tmp_path: Path) -> None
     assert not left.exists()
 
 
-def test_same_bytes_from_several_processes(data: str, tmp_path: Path) -> None:
-    given = settings("mds", part_bytes=1)
-    export(data, str(tmp_path / "one"), given)
-    seen: list[int] = []
-    export(
-        data, str(tmp_path / "two"), given, workers=2, progress=lambda done, _: seen.append(done)
-    )
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert seen == sorted(seen)
-    assert seen[-1] == NUM
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_worker_counts_what_it_does(name: str, data: str, tmp_path: Path) -> None:
+    listener = StopsAfter(3)
+    done = export(data, str(tmp_path / "out"), settings(name, part_bytes=1), listener=listener)
+    read = sum(result.stages["read"].samples for result in listener.results)
+    written = sum(result.stages["write"].num_bytes for result in listener.results)
+    whole = {file.path for result in listener.results for file in result.shards}
+    assert read == NUM
+    assert written == sum(file.num_bytes for file in done.files if file.path in whole)
 
 
-def test_an_error_crosses_processes(data: str, tmp_path: Path) -> None:
+def task_of(data: str, out: Path, given: ExportSettings) -> tuple[ExportTask, ExportParts]:
+    parts = ExportParts(open_data_set(data), str(out), given)
+    return ExportTask(data, str(out), Storage(), given, parts.plan()), parts
+
+
+def test_a_worker_that_is_stopped_leaves_no_file(data: str, tmp_path: Path) -> None:
+    task, parts = task_of(data, tmp_path / "out", settings("nanogpt"))
+    worker = pickle.loads(pickle.dumps(task)).start()
+    assert isinstance(worker, PartWorker)
+    worker._stopped.set()
+    future = worker.submit(parts.partitions()[0])
+    with pytest.raises(SetupError, match="was stopped"):
+        future.result()
+    worker.close()
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_worker_that_sees_another_data_set(data: str, tmp_path: Path) -> None:
+    task, _ = task_of(data, tmp_path / "out", settings("nanogpt"))
+    write_data_set(data, rows(NUM, 1))
+    with pytest.raises(IntegrityError, match="worker-7 sees another data set than the driver"):
+        task.named("worker-7").start()
+
+
+def test_a_damaged_shard_ends_an_export(data: str, tmp_path: Path) -> None:
     shard = sorted((Path(data) / "shards").iterdir())[1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     given = settings("megatron", part_bytes=1)
     with pytest.raises(IntegrityError, match=f"{shard.name}: sha256 .* the index says"):
-        export(data, str(tmp_path / "out"), given, workers=2)
+        export(data, str(tmp_path / "out"), given)
+    assert not (tmp_path / "out" / "export.json").exists()
+
+
+def test_a_part_that_is_nowhere_after_its_writing(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a worker's node has a disk of its own."""
+    whole = ExportParts.write
+
+    def elsewhere(self: ExportParts, number: int, progress: Any) -> Any:
+        self.output = str(tmp_path / "another" / "disk")
+        return whole(self, number, progress)
+
+    monkeypatch.setattr(ExportParts, "write", elsewhere)
+    with pytest.raises(TransientError, match="part 0 was written and is not there"):
+        export(data, str(tmp_path / "out"), settings("nanogpt"))
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,24 @@ from typing import Any, BinaryIO
 import fsspec
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from pipeline.errors import ContractError, IntegrityError, SetupError, TransientError
-from pipeline.loader import TokenDataset, cache, prefetch
+from pipeline.loader import (
+    MixedDataset,
+    Packed,
+    Samples,
+    Source,
+    TokenDataset,
+    Windows,
+    cache,
+    prefetch,
+)
 from pipeline.loader.cache import RemoteShard, ShardCache
-from pipeline.loader.prefetch import Prefetch
+from pipeline.loader.order import BlockShuffle
+from pipeline.loader.prefetch import Prefetch, looks
+from pipeline.loader.view import View
 from pipeline.storage import NotFoundError, Storage
 from tests.loader_data import rows, write_data_set
 
@@ -311,18 +323,18 @@ def test_a_file_system_without_locks_is_named(
 class Fetched:
     """Shards of which some may be fetched ahead; holds what was asked for, in order."""
 
-    def __init__(self, num_shards: int, max_ahead: int) -> None:
-        self.num_shards, self.max_ahead = num_shards, max_ahead
+    def __init__(self, num_ahead: int, max_ahead: int) -> None:
+        self.num_ahead, self.max_ahead = num_ahead, max_ahead
         self.asked: list[int] = []
 
     def fetch(self, shard: int, stopped: Callable[[], bool]) -> None:
         self.asked.append(shard)
 
 
-def ahead_of(files: Fetched, num_shards: int, shards: list[int]) -> Prefetch:
-    """Return a prefetch over one item a shard, looked at one by one, in a single thread."""
+def ahead_of(files: Fetched, shards: list[int]) -> Prefetch:
+    """Return a prefetch of items that need a shard each."""
     items = iter(np.array_split(np.arange(len(shards)), 3))
-    return Prefetch(files, num_shards, items, lambda item: np.array(shards)[item])  # type: ignore[arg-type]
+    return Prefetch(files, looks(items, lambda item: np.array(shards)[item], max(shards) + 1))
 
 
 @pytest.fixture
@@ -339,11 +351,11 @@ def until(files: Fetched, num: int) -> list[int]:
 
 
 @pytest.mark.usefixtures("one_by_one")
-@pytest.mark.parametrize(("num_shards", "max_ahead"), [(2, 9), (9, 2)])
-def test_only_the_next_shards_are_fetched(num_shards: int, max_ahead: int) -> None:
+@pytest.mark.parametrize(("num_ahead", "max_ahead"), [(2, 9), (9, 2)])
+def test_only_the_next_shards_are_fetched(num_ahead: int, max_ahead: int) -> None:
     order = [3, 3, 1, 3, 0, 4, 2, 5]
-    files = Fetched(6, max_ahead)
-    found = ahead_of(files, num_shards, order)
+    files = Fetched(num_ahead, max_ahead)
+    found = ahead_of(files, order)
     found.advance(1)  # 3 is being read
     assert until(files, 2) == [1, 0]
     found.advance(1)
@@ -361,7 +373,7 @@ def test_only_the_next_shards_are_fetched(num_shards: int, max_ahead: int) -> No
 def test_a_batch_pays_for_a_few_looks_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "LOOKS", 3)
     files = Fetched(2, 9)
-    found = ahead_of(files, 2, [0] * 5 + [1])
+    found = ahead_of(files, [0] * 5 + [1])
     found.advance(1)
     assert files.asked == []
     found.advance(1)
@@ -599,3 +611,89 @@ def test_a_store_that_is_away_is_no_bad_shard(
     with pytest.raises(TransientError, match="reset by peer"):
         next(iter(data))
     assert data.skipped == ()
+
+
+@pytest.mark.parametrize("view", [None, Windows("text", 6), Packed("text", 8)])
+def test_a_padded_batch_without_a_bad_shard_tells_its_padding(own: Path, view: View | None) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "world_size": 3, "rank": 2, "uneven": "pad"}
+    options["cache_dir"] = own.parent / "cache"  # of the packs
+    if view is None:
+        options["fields"] = ["key"]
+    want = list(TokenDataset(own, view=view, **options))
+    missing(own / "shards/0000002-000.arrow")
+    data = TokenDataset(own, view=view, on_bad_shard="skip", **options)
+    found = list(data)
+    assert [bad.reason for bad in data.skipped] == ["missing"]
+    assert len(found) == len(want)
+    num_left_out = 0
+    for batch, whole in zip(found, want, strict=True):
+        field = "key" if view is None else "text"
+        rows, all_rows = (pairs(b[field], b["padding"]) for b in (batch, whole))
+        num_left_out += len(all_rows) - len(rows)
+        assert is_part(rows, all_rows)
+    assert num_left_out > 0
+
+
+def pairs(column: Any, padding: torch.Tensor) -> list[tuple[Any, bool]]:
+    values = column.tolist() if isinstance(column, torch.Tensor) else list(column)
+    return list(zip(values, padding.tolist(), strict=True))
+
+
+def is_part(some: list[Any], of: list[Any]) -> bool:
+    """Say whether some items are others with a few left out, in their order."""
+    left = iter(of)
+    return all(item in left for item in some)
+
+
+# Mixtures
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_mixture_skips_too(is_remote: bool, own: Path, remote: str, tmp_path: Path) -> None:
+    other = write_data_set(tmp_path / "other", rows(NUM), partitions=PARTS, fingerprint="cd" * 32)
+    url = remote if is_remote else str(own)
+    options: dict[str, Any] = {"batch_size": 8, "cache_dir": tmp_path / "cache"}
+    want = list(mixture(url, other, **options))
+    missing(own / "shards/0000002-000.arrow")
+    if is_remote:
+        fsspec.filesystem("memory").rm("/bucket/set/shards/0000002-000.arrow")
+        options["cache_dir"] = tmp_path / "cold"
+    data = mixture(url, other, on_bad_shard="skip", **options)
+    found = list(data)
+    for batch, whole in zip(found, want, strict=True):
+        samples = [list(zip(b["source"].tolist(), b["key"], strict=True)) for b in (batch, whole)]
+        bad = {(0, f"{row:05d}") for row in BAD_ROWS}
+        assert samples[0] == [sample for sample in samples[1] if sample not in bad]
+    assert [shard.samples for shard in data.skipped] == [5]
+    with pytest.raises(NotFoundError, match=r"0000002-000.arrow.* sha256"):
+        list(mixture(url, other, **options))
+
+
+def mixture(first: str, second: str, **options: Any) -> MixedDataset:
+    fields = Samples(["key", "text"])
+    sources = [Source(first, epochs=2, view=fields), Source(second, epochs=1, view=fields)]
+    return MixedDataset(sources, **options)
+
+
+@pytest.mark.parametrize("prefetch_shards", [0, 2])
+def test_the_bound_holds_for_a_mixture(
+    prefetch_shards: int, own: Path, remote: str, tmp_path: Path
+) -> None:
+    bound, folder = 8 * largest_shard(own), tmp_path / "cache"
+    other = write_data_set(tmp_path / "other", rows(NUM), partitions=PARTS, fingerprint="cd" * 32)
+    options: dict[str, Any] = {"batch_size": 1, "shuffle": BlockShuffle(2, 5)}
+    memory = fsspec.filesystem("memory")
+    memory.put(other, "/bucket/other", recursive=True)
+    data = mixture(
+        remote,
+        "memory://bucket/other",
+        cache_dir=folder,
+        cache_bytes=bound,
+        prefetch_shards=prefetch_shards,
+        **options,
+    )
+    found = []
+    for batch in data:
+        found.append(batch["key"])
+        assert bytes_in(folder) <= bound
+    assert found == [batch["key"] for batch in mixture(str(own), other, **options)]

@@ -20,7 +20,7 @@ from pipeline.errors import (
     SetupError,
     TransientError,
 )
-from pipeline.loader import RaggedBatch, TokenDataset, shards
+from pipeline.loader import BlockShuffle, RaggedBatch, TokenDataset, shards
 from pipeline.sinks import arrow
 from pipeline.storage import NotFoundError
 from tests.loader_data import rows, write_data_set
@@ -51,13 +51,13 @@ def assert_batch_holds_its_rows(batch: Any, want: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False, BlockShuffle(2, 5)])
 @pytest.mark.parametrize("batch_size", [1, 4, NUM])
 def test_batches_hold_the_rows_of_their_keys(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     compression: str,
-    shuffle: bool,
+    shuffle: bool | BlockShuffle,
     batch_size: int,
 ) -> None:
     monkeypatch.setattr(arrow, "BATCH_BYTES", 200)  # several record batches a shard
@@ -106,6 +106,64 @@ def test_batches_can_be_written_to(data_set: str) -> None:
     batch["image"].fill_(7)
     [again] = TokenDataset(data_set, batch_size=NUM, fields=["image"])
     assert not torch.equal(batch["image"], again["image"])
+
+
+def test_fields_take_the_dtypes_that_are_asked_for(data_set: str) -> None:
+    dtypes = {"image": torch.int64, "text": torch.int64}
+    stored = TokenDataset(data_set, batch_size=4)
+    for batch, want in zip(
+        TokenDataset(data_set, batch_size=4, dtypes=dtypes), stored, strict=True
+    ):
+        assert batch["image"].dtype == batch["text"].values.dtype == torch.int64
+        assert batch["codes"].dtype == torch.uint8
+        assert batch["image"].tolist() == want["image"].tolist()
+        assert batch["text"].values.tolist() == want["text"].values.tolist()
+
+
+def test_features_become_bfloat16(tmp_path: Path) -> None:
+    """What was computed in bfloat16 is held by float32 and comes back as it was."""
+    features = torch.randn(4, 3).to(torch.bfloat16)
+    columns = {"key": rows(4)["key"], "x": features.float().numpy()}
+    url = write_data_set(tmp_path, columns, {"x": FieldSpec("float32", (3,))})
+    dtypes = {"x": torch.bfloat16}
+    [batch] = TokenDataset(url, batch_size=4, shuffle=False, dtypes=dtypes)
+    assert batch["x"].dtype == torch.bfloat16
+    assert torch.equal(batch["x"], features)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "match"),
+    [
+        ("text", torch.int32, "torch.int32 does not hold all values .* stored as torch.uint32"),
+        ("image", torch.float16, "torch.float16 does not hold all values of field 'image'"),
+        ("caption", torch.int64, "field 'caption' holds no numbers"),
+        ("key", torch.int64, "field 'key' is not read; fields of a batch: image, "),
+    ],
+)
+def test_dtypes_that_lose_values_are_refused(
+    data_set: str, name: str, dtype: torch.dtype, match: str
+) -> None:
+    fields = ["image", "text", "caption"]
+    data = TokenDataset(data_set, batch_size=4, fields=fields, dtypes={name: dtype})
+    with pytest.raises(ContractError, match=match):
+        next(iter(data))
+
+
+def test_samples_that_are_repeated_hold_their_rows(data_set: str) -> None:
+    """More places than samples: a batch has a row several times, in any order."""
+    data = TokenDataset(data_set, batch_size=3 * NUM, fields=ALL, uneven="pad")
+    [batch] = data
+    assert_batch_holds_its_rows(batch, rows(NUM))
+    assert keys([batch])[0] == keys(TokenDataset(data_set, batch_size=NUM, fields=ALL))[0] * 3
+    assert batch["padding"].tolist() == [False] * NUM + [True] * 2 * NUM
+
+
+def test_field_called_padding_is_refused_when_there_is_padding(tmp_path: Path) -> None:
+    columns = {"key": rows(4)["key"], "padding": np.arange(4)}
+    url = write_data_set(tmp_path, columns, {"padding": FieldSpec("int64")})
+    with pytest.raises(ContractError, match="a field 'padding' of its own"):
+        next(iter(TokenDataset(url, batch_size=4, uneven="pad")))
+    assert len(list(TokenDataset(url, batch_size=4))) == 1
 
 
 # Epochs and ranks
@@ -224,6 +282,21 @@ def test_state_resumes_at_the_next_batch(data_set: str) -> None:
     assert again.state_dict()["position"] == 0
 
 
+@pytest.mark.parametrize("shuffle", [True, False, BlockShuffle(2, 5)])
+def test_resume_needs_no_shard_but_that_of_the_next_sample(
+    tmp_path: Path, shuffle: bool | BlockShuffle
+) -> None:
+    url = write_data_set(tmp_path, rows(NUM), partitions=NUM)  # a shard a sample, in order
+    whole = keys(TokenDataset(url, batch_size=1, fields=["key"], shuffle=shuffle))
+    [row] = whole[NUM // 2]
+    for path in (tmp_path / "shards").iterdir():
+        if path.name != f"{row:07d}-000.arrow":
+            path.unlink()
+    data = TokenDataset(url, batch_size=1, fields=["key"], shuffle=shuffle)
+    data.load_state_dict({**data.state_dict(), "position": NUM // 2})
+    assert keys([next(iter(data))]) == [[row]]
+
+
 def test_state_of_a_finished_epoch_yields_nothing_more(data_set: str) -> None:
     data = TokenDataset(data_set, batch_size=4, fields=["key"])
     list(data)
@@ -249,6 +322,14 @@ def test_state_of_another_seed_or_order_is_refused(data_set: str) -> None:
     state = TokenDataset(data_set, batch_size=4, seed=1).state_dict()
     other = TokenDataset(data_set, batch_size=4, seed=2, shuffle=False)
     with pytest.raises(FingerprintMismatchError, match="seed 1 -> 2, shuffle True -> False"):
+        other.load_state_dict(state)
+
+
+def test_state_of_other_blocks_is_refused(data_set: str) -> None:
+    state = TokenDataset(data_set, batch_size=4, shuffle=BlockShuffle(4, 8)).state_dict()
+    other = TokenDataset(data_set, batch_size=4, shuffle=BlockShuffle(4, 9))
+    state = json.loads(json.dumps(state))
+    with pytest.raises(FingerprintMismatchError, match=r"'block_items': 8} -> .*'block_items': 9}"):
         other.load_state_dict(state)
 
 
@@ -283,6 +364,22 @@ def test_no_field_is_refused(data_set: str) -> None:
 def test_batch_size_zero_is_refused(data_set: str) -> None:
     with pytest.raises(ContractError, match="batch_size=0, expected 1 or more"):
         TokenDataset(data_set, batch_size=0)
+
+
+def test_unknown_uneven_end_is_refused(data_set: str) -> None:
+    with pytest.raises(ContractError, match="uneven='wrap', expected one of short, pad, drop"):
+        TokenDataset(data_set, batch_size=4, uneven="wrap")  # type: ignore[arg-type]
+
+
+def test_unknown_shuffle_is_refused(data_set: str) -> None:
+    with pytest.raises(ContractError, match="shuffle='block', expected True, False or a Block"):
+        TokenDataset(data_set, batch_size=4, shuffle="block")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("argument", ["streams", "block_items"])
+def test_impossible_blocks_are_refused(argument: str) -> None:
+    with pytest.raises(ContractError, match=f"BlockShuffle: {argument}=0, expected 1 or more"):
+        BlockShuffle(**{argument: 0})
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, None), (None, 2)])

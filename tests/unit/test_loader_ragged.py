@@ -46,3 +46,20 @@ def test_padded_rows_are_the_rows(
 def test_value_that_the_dtype_cannot_hold_is_refused() -> None:
     with pytest.raises(ContractError, match=r"value -100 does not fit uint16 \[0, 65535\]"):
         ragged([1], torch.uint16).padded(-100)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("rest", [(), (2,)])
+def test_nested_rows_are_the_rows(dtype: Any, rest: tuple[int, ...]) -> None:
+    batch = ragged([2, 0, 3], dtype, rest)
+    nested = batch.nested()
+    assert nested.layout == torch.jagged
+    assert nested.values().data_ptr() == batch.values.data_ptr()
+    for i, row in enumerate(nested.unbind()):
+        assert row.tolist() == batch[i].tolist()
+
+
+def test_values_take_another_dtype() -> None:
+    batch = ragged([2, 1], torch.uint16).to(torch.int64)
+    assert batch.values.dtype == torch.int64
+    assert batch[1].tolist() == [2]

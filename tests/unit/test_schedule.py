@@ -288,3 +288,13 @@ def test_deadlines_follow_what_was_measured() -> None:
     quick.succeeded(*first, result(first[1].partition.index, wall_s=0.1), 0.1)
     assert quick.hanging(LEAST_SILENCE_S) == []
     assert [name for name, _ in quick.hanging(LEAST_SILENCE_S + 1)] == ["w1"]
+
+
+def test_without_a_search_a_partition_that_ends_its_workers_is_given_up() -> None:
+    made = schedule([1], workers=3, search_rows=False)
+    for attempt in range(2):
+        assert [work.kind for _, work in given(made)] == ["whole"]
+        made.remove_worker(f"w{attempt}", "killed")
+    assert [work.kind for _, work in given(made)] == ["whole"]
+    with pytest.raises(PoisonPartitionError, match="3 attempts failed, the last: killed"):
+        made.remove_worker("w2", "killed")

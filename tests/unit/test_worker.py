@@ -290,7 +290,7 @@ def test_a_probe_works_on_its_rows_alone_and_writes_nothing(
     worker = Worker(task)
     try:
         for rows, bad in ((range(4), 0), (range(4, 5), 1), (range(10), 1)):
-            found = worker.submit(partitions[1], rows).result(timeout=20)
+            found = worker.probe(partitions[1], rows).result(timeout=20)
             assert (found.num_quarantined, found.shards) == (bad, ())
     finally:
         worker.close()

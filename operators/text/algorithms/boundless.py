@@ -2,7 +2,7 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -13,7 +13,9 @@ from operators.text.algorithms.byte_level import BYTES, spelling
 
 Kind = Literal["word", "boundless", "superbpe"]
 _HEAD = "BoundlessBPE v2 "
-_NEVER = 1 << 62
+_ONE_PASS_HEAD = "word v1"
+NEVER = 1 << 62
+"""An index that no operation has."""
 
 
 @dataclass(slots=True)
@@ -54,8 +56,8 @@ class Operations:
 
     Attributes:
         settings: How they were trained, and how text is cut; as in the file.
-        merges: Rising.
-        deletions: Rising.
+        merges: Of several that make one token the first is first.
+        deletions: Any order.
     """
 
     settings: dict[str, Any]
@@ -74,6 +76,9 @@ class BoundlessModel:
         special_tokens: Their ids follow.
         words: What is done inside words.
         runs: What is done with runs of words; None for ``word``.
+        is_one_pass: Words and runs of them have one order of operations (the authors' older
+            program): words are joined before what comes later takes them apart, and nothing that
+            comes earlier is done after it. Else all is done inside words first.
     """
 
     kind: Kind
@@ -82,6 +87,7 @@ class BoundlessModel:
     special_tokens: tuple[str, ...]
     words: Operations
     runs: Operations | None
+    is_one_pass: bool = False
 
     def __post_init__(self) -> None:
         self._merge_indices: dict[tuple[bytes, bytes], list[int]] = {}
@@ -121,18 +127,37 @@ class BoundlessModel:
 
     def operate(self, word: bytes) -> list[bytes]:
         """Merge and delete in a word's bytes, in the order in which training did."""
+        *_, (_, tokens) = self._steps(word)
+        return tokens
+
+    def when_whole(self, word: bytes) -> tuple[int, int, int]:
+        """Return when a word is one token, by the indices of operations.
+
+        It is one token after the first of three operations until the second, and after the third;
+        ``NEVER`` stands for what does not happen. No token is deleted twice in one pass.
+        """
+        bounds: list[int] = []
+        for index, tokens in self._steps(word):
+            if (len(tokens) == 1) != (len(bounds) % 2 == 1):
+                bounds.append(index)
+        since, until, again, *_ = [*bounds, NEVER, NEVER, NEVER]
+        return since, until, again
+
+    def _steps(self, word: bytes) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield the tokens of a word from its bytes on, each time after which operation."""
         tokens = [word[i : i + 1] for i in range(len(word))]
         done = -1
         while True:
+            yield done, tokens
             merge, pair = _next(self._merge_indices, pairwise(tokens), done)
             deletion, token = _next(self._deletion_indices, tokens, done)
             if merge < deletion:
                 tokens = merged(tokens, *pair)
-            elif deletion < _NEVER:
+            elif deletion < NEVER:
                 parts = self.parts(token)
                 tokens = [p for each in tokens for p in (parts if each == token else (each,))]
             else:
-                return tokens
+                return
             done = min(merge, deletion)
 
     def parts(self, token: bytes) -> Sequence[bytes]:
@@ -171,7 +196,7 @@ class BoundlessModel:
 
 
 def model_of_text(text: str, where: str) -> BoundlessModel:
-    """Return the model of a file.
+    """Return the model of a file, of either version.
 
     Args:
         text: The file.
@@ -183,6 +208,8 @@ def model_of_text(text: str, where: str) -> BoundlessModel:
     lines = _Lines(text.split("\n"))
     try:
         head = lines.take()
+        if head == _ONE_PASS_HEAD:
+            return _one_pass_model(lines)
         kind = head.removeprefix(_HEAD)
         if kind not in ("word", "boundless", "superbpe") or kind == head:
             raise ValueError(f"it begins with {head[:60]!r}")
@@ -195,7 +222,8 @@ def model_of_text(text: str, where: str) -> BoundlessModel:
     except (ValueError, IndexError, KeyError) as error:
         raise SetupError(
             f"{where}:{lines.number}: not a model of BoundlessBPE ({error})",
-            hint=f"expected a text file that begins with {_HEAD!r} and word, boundless or superbpe",
+            hint=f"expected a text file that begins with {_ONE_PASS_HEAD!r}, or with {_HEAD!r} and "
+            "word, boundless or superbpe",
         ) from None
     if len(vocabulary) != len(rows):
         raise SetupError(f"{where}: tokens stand twice in the vocabulary")
@@ -236,6 +264,16 @@ class _Lines:
         self.expect(heading)
         return [self.take() for _ in range(int(self.take()))]
 
+    def rows(self, num_fields: int) -> list[list[str]]:
+        """Return the lines that a line with their number announces, cut at spaces."""
+        found = []
+        for _ in range(int(self.take())):
+            fields = self.take().split(" ", num_fields - 1)
+            if len(fields) != num_fields:
+                raise ValueError(f"expected {num_fields} fields, found {len(fields)}")
+            found.append(fields)
+        return found
+
 
 def _operations(lines: _Lines, heading: str) -> Operations:
     lines.expect(heading)
@@ -251,13 +289,51 @@ def _operations(lines: _Lines, heading: str) -> Operations:
     return operations
 
 
+def _one_pass_model(lines: _Lines) -> BoundlessModel:
+    """Return the model of a file "word v1", whose first line is read.
+
+    Of a pair that is merged more than once the last time counts, and so with deletions, as in the
+    authors' program. Counts are not in the file.
+    """
+    pattern = json.loads(lines.take())
+    tokens, names = lines.rows(2), lines.rows(2)
+    vocabulary = {_token(token): 0 for _, token in tokens}
+    special = tuple(name for _, name in names)
+    if [int(i) for i, _ in (*tokens, *names)] != list(range(len(vocabulary) + len(special))):
+        raise ValueError("its ids do not follow one another")
+    merges = [(int(i), _token(left), _token(right)) for i, left, right in lines.rows(3)]
+    deletions = [(int(i), _token(token)) for i, token in lines.rows(2)]
+    supers = [(int(i), _token(left), _token(right)) for i, left, right in lines.rows(3)]
+    if super_deletions := lines.rows(2):
+        raise ValueError(
+            f"it deletes {len(super_deletions)} tokens across words, which its authors' program "
+            "cannot do either"
+        )
+    indices = sorted([row[0] for row in merges + supers] + [i for i, _ in deletions])
+    if indices != list(range(len(indices))):
+        wrong = next(i for i, index in enumerate(indices) if i != index)
+        raise ValueError(
+            f"operation {wrong} has the number {indices[wrong]}; they must follow one another"
+        )
+    settings = {"main_regex": pattern, "script_specific_scripts": None, "blowup": True}
+    words, runs = Operations(settings), Operations(settings)
+    for found, into in ((merges, words), (supers, runs)):
+        last = {(left, right): index for index, left, right in found}
+        into.merges = [Merge(i, left, right, 0, False) for (left, right), i in last.items()]
+    words.deletions = [
+        Deletion(i, token) for token, i in {token: i for i, token in deletions}.items()
+    ]
+    spanning = frozenset(merge.left + merge.right for merge in runs.merges)
+    return BoundlessModel("boundless", vocabulary, spanning, special, words, runs, True)
+
+
 def _token(text: str) -> bytes:
     return bytes(BYTES[ord(character)] for character in text)
 
 
 def _next(indices: Mapping[Any, list[int]], found: Iterable[Any], done: int) -> tuple[int, Any]:
     """Return the lowest index above ``done`` of what is found, and what it is."""
-    best, what = _NEVER, None
+    best, what = NEVER, None
     for each in found:
         of_it = indices.get(each)
         if of_it is None:

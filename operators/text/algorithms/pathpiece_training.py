@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from operators.base import Ragged
 from operators.errors import ContractError
+from operators.text.algorithms.bpe_training import learn_merges
 from operators.text.algorithms.byte_segments import shortest_ways
 from operators.text.algorithms.chacha import seeded
 from operators.text.algorithms.compiled import compiled
@@ -119,6 +120,31 @@ def frequent_strings(pieces: Pieces, size: int, max_bytes: int) -> list[bytes]:
     return [strings[i] for i in order[:size]]
 
 
+def merged_strings(pieces: Pieces, size: int, max_bytes: int, progress: Progress) -> list[bytes]:
+    """Return the tokens of a BPE of 2 to ``max_bytes`` bytes, in the order of their merges.
+
+    Args:
+        pieces: What it is trained on.
+        size: How many at most; pairs that occur once are not merged.
+        max_bytes: The longest.
+        progress: Told how many tokens there are.
+    """
+    text, cuts = pieces.values.tobytes(), pieces.cuts.tolist()
+    counts = {
+        text[begin:end]: count
+        for begin, end, count in zip(cuts, cuts[1:], pieces.weights.tolist(), strict=False)
+    }
+    learnt = learn_merges(
+        counts,
+        range(NUM_BYTES),
+        NUM_BYTES + size,
+        progress,
+        min_count=MIN_COUNT,
+        length_limit=max_bytes + 1,
+    )
+    return learnt.tokens[NUM_BYTES:]
+
+
 def omissions(
     pieces: Pieces, tokens: Sequence[bytes], seed: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -151,9 +177,8 @@ def omissions(
 def learn(
     pieces: Pieces,
     *,
+    strings: list[bytes],
     size: int,
-    initial_size: int,
-    max_bytes: int,
     drop_share: float,
     seed: int | None,
     progress: Progress,
@@ -162,24 +187,22 @@ def learn(
 
     Args:
         pieces: The text to learn from.
+        strings: The tokens to begin with beside the bytes, each once.
         size: Tokens in the end.
-        initial_size: Tokens in the beginning, at most.
-        max_bytes: Bytes of the longest token.
         drop_share: Of the tokens, in one step.
         seed: See ``omissions``.
         progress: Told the tokens that were dropped.
 
     Raises:
-        ContractError: the text has fewer strings that occur twice than tokens are wanted.
+        ContractError: there are fewer to begin with than are wanted.
     """
     single = [bytes([byte]) for byte in range(NUM_BYTES)]
-    strings = frequent_strings(pieces, initial_size - NUM_BYTES, max_bytes)
     wanted = size - NUM_BYTES
     if len(strings) < wanted:
         raise ContractError(
-            f"pathpiece: strings of 2 to {max_bytes} bytes that occur twice in the sample: "
-            f"{len(strings):,}, but {wanted:,} tokens are wanted beside the bytes",
-            hint="take a larger sample or a smaller vocab_size",
+            f"pathpiece: the sample gives {len(strings):,} tokens of two bytes or more to begin "
+            f"with, but {wanted:,} are wanted beside the bytes",
+            hint="take a larger sample, a larger initial_size or a smaller vocab_size",
         )
     num_initial = len(strings)
     while True:

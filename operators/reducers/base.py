@@ -1,0 +1,578 @@
+"""What all token reducers share: signals, batches of crops, the map back, checks.
+
+A reducer adds a config and ``reduce``. See ``topk.py`` for one that selects and ``tome.py`` for one
+that merges.
+
+Shapes: B rows (an image, or one crop of it), N tokens, K tokens that are left, C channels, L
+layers, H heads, D channels a head.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from operators.base import Batch, Column, FieldSpec, Operator, OperatorConfig, Ragged, Resources
+from operators.columns import num_rows, take_batch
+from operators.errors import ContractError, RowErrors, SampleError
+
+if TYPE_CHECKING:
+    import torch
+
+FLOATS = "float32|float16|bfloat16"
+
+SIGNALS: Mapping[str, tuple[FieldSpec, str]] = {
+    "cls_attention": (
+        FieldSpec("float32", (None, None, None)),
+        "[L, H, N]: what the class token attends to, of the layers `attention_layers`",
+    ),
+    "attention": (
+        FieldSpec("float32", (None, None, None, None)),
+        "[L, H, N, N]: attention among tokens (row: from, column: to), of the same layers",
+    ),
+    "keys": (FieldSpec(FLOATS, (None, None, None)), "[N, H, D]: keys of the layer `key_layer`"),
+    "values": (FieldSpec(FLOATS, (None, None, None)), "[N, H, D]: values of the same layer"),
+}
+"""What an encoder tells of its tokens beside their features: spec of a row, and what it is."""
+
+LOWEST = -1e30
+"""Below every score that a method gives."""
+
+_TOKEN_AXES: Mapping[str, tuple[int, ...]] = {
+    "cls_attention": (3,),
+    "attention": (3, 4),
+    "keys": (1,),
+    "values": (1,),
+}
+"""Axes of a batch of signals that count tokens."""
+
+Keep = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)],
+    Field(union_mode="left_to_right"),
+]
+"""A number of tokens, or a share of them."""
+
+
+class ReducerConfig(OperatorConfig):
+    """What a job may say about any reducer."""
+
+    device: Annotated[
+        Literal["cuda", "cpu"],
+        Field(description="Part of the recipe: near ties may fall otherwise by rounding."),
+    ] = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What ``reduce`` is given.
+
+    Attributes:
+        features: [B, N, C], as stored: float32, float16 or bfloat16.
+        sizes: float32 [B, N], how many of the encoder's tokens each stands for.
+        valid: bool [B, N], False for padding; None where there is none. Padding must have no
+            influence on other tokens; ``select`` and ``merge`` drop it themselves.
+        cls_attention: float32 [B, L, H, N]; this and all below only where ``signals`` asks.
+        attention: float32 [B, L, H, N, N].
+        keys: [B, N, H, D].
+        values: [B, N, H, D].
+    """
+
+    features: "torch.Tensor"
+    sizes: "torch.Tensor"
+    valid: "torch.Tensor | None" = None
+    cls_attention: "torch.Tensor | None" = None
+    attention: "torch.Tensor | None" = None
+    keys: "torch.Tensor | None" = None
+    values: "torch.Tensor | None" = None
+
+    def without_padding(self, scores: "torch.Tensor") -> "torch.Tensor":
+        """Return scores [B, N] so low for padding that it comes last; finite, unlike -inf."""
+        return scores if self.valid is None else scores.masked_fill(~self.valid, LOWEST)
+
+    def signal(self, name: str) -> "torch.Tensor":
+        """Return a signal that the reducer's ``signals`` asks for."""
+        found: torch.Tensor | None = getattr(self, name)
+        assert found is not None, f"{name} is not among the reducer's signals"
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """What ``reduce`` gives.
+
+    Attributes:
+        features: [B, K, C] of the dtype of the features that were given.
+        token_map: int64 [B, N]: the output row that token n went into, -1 where it was dropped.
+        lengths: int64 [B], rows that count, where some images keep fewer; None is all K.
+        index: int64 [B, K]: the token that each output row is a copy of, for methods that select;
+            None for those that merge.
+    """
+
+    features: "torch.Tensor"
+    token_map: "torch.Tensor"
+    lengths: "torch.Tensor | None" = None
+    index: "torch.Tensor | None" = None
+
+
+ConfigT = TypeVar("ConfigT", bound=ReducerConfig)
+
+
+class Reducer(Operator[ConfigT], Generic[ConfigT]):
+    """Reads ``features`` [N, C] of one image and writes fewer in their place.
+
+    Adds ``token_map`` int16 [N] (int32 from 32,768 tokens): for each of the *encoder's* tokens, in
+    raster order, the row of ``features`` that stands for it now, -1 where it was dropped; and
+    ``sizes``, of the same dtype, [K]: how many of the encoder's tokens each row stands for. After
+    an earlier reducer the map is carried on, so it always leads back to the encoder. ``unreduce``
+    (``unreduce.py``) puts features back by it.
+
+    Crops. ``features`` [V, N, C] (V crops of every image) or ragged [*, N, C] (as many as each
+    image has) are reduced crop by crop, and all that is added has the crops in front as well.
+
+    Images that keep different numbers: where ``is_adaptive``, after such a reducer, and where the
+    encoder gives ``token_mask`` bool [N] (False for padding, which is dropped). ``features`` and
+    ``sizes`` are ragged then, and hold the crops of an image one after another.
+
+    A later reducer may ask for signals that this one was given: they are cut to the tokens that are
+    left, and averaged by size where tokens merge.
+
+    Distances are float32 whatever the features are. Ties go to the lowest index.
+    """
+
+    stage = "device"
+
+    paper: ClassVar[str]
+    """Where the method is from: arXiv:..."""
+    is_adaptive: ClassVar[bool] = False
+    """How many tokens are left depends on the image."""
+    needs_grid: ClassVar[bool] = False
+    """Tokens must stand in the encoder's raster order: no reducer may come before."""
+
+    def __init__(self, config: ConfigT) -> None:
+        super().__init__(config)
+        self._given: Mapping[str, FieldSpec] = {}
+        self._asked: frozenset[str] = frozenset()
+
+    # --- what a method says ---------------------------------------------------------------------
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Which of ``SIGNALS`` it reads."""
+        return ()
+
+    @abstractmethod
+    def num_kept(self, num_tokens: int) -> int:
+        """Return K for N tokens; where ``is_adaptive``, the most that can be left.
+
+        Raises:
+            ContractError: the budget does not fit N.
+        """
+
+    @abstractmethod
+    def reduce(self, tokens: Tokens) -> Reduction:
+        """Reduce a batch; rows do not depend on each other."""
+
+    def check_signal(self, name: str, spec: FieldSpec) -> None:
+        """Check that a signal is what the method needs, for example of how many layers.
+
+        Raises:
+            ContractError: it is not; the hint says which option of the encoder helps.
+        """
+
+    # --- the operator ---------------------------------------------------------------------------
+
+    def provide(self, names: frozenset[str]) -> None:
+        """Cut these signals as well: a later operator asks for them."""
+        self._asked = names
+
+    @property
+    def offers(self) -> Mapping[str, str]:
+        """Every signal, when an earlier operator gives it."""
+        return {name: about for name, (_, about) in SIGNALS.items()}
+
+    def bind(self, fields: Mapping[str, FieldSpec]) -> None:
+        """Take the number of tokens, crops and channels from the job, and check the signals."""
+        self._given = fields
+        name = self.config.name
+        features = fields.get("features")
+        if features is None or len(features.shape) not in (2, 3):
+            return  # the plan says what is missing or wrong
+        if features.shape[-2] is None and not self._num_tokens:
+            raise ContractError(
+                f"{name}: features {features} are of no known most length",
+                hint="tokens of different number come from another reducer of images whose number "
+                "of crops is fixed, with its token_map",
+            )
+        if self.needs_grid and "token_map" in fields:
+            raise ContractError(
+                f"{name}: reads tokens in raster order, but an earlier reducer changed it",
+                hint=f"put {name} first",
+            )
+        self.num_kept(self._num_tokens)
+        for signal in self.signals:
+            if signal not in fields:
+                continue
+            shape = fields[signal].shape[len(features.shape) - 2 :]
+            found = {shape[axis - 1] for axis in _TOKEN_AXES[signal] if axis <= len(shape)}
+            if found != {self._num_tokens}:
+                raise ContractError(
+                    f"{name}: {signal} {fields[signal]} is not of the {self._num_tokens} tokens of "
+                    f"features {features}",
+                    hint="both come from one encoder, and reducers between pass signals on",
+                )
+            self.check_signal(signal, fields[signal])
+
+    @property
+    def inputs(self) -> Mapping[str, FieldSpec]:
+        """``features`` and the signals; ``token_map`` and ``sizes`` after another reducer."""
+        features = self._given.get("features")
+        shape = (None, None) if features is None else features.shape
+        found = {"features": FieldSpec(FLOATS, shape)}
+        crops = shape[:-2]
+        for signal in sorted({*self.signals, *self._asked}):
+            spec = SIGNALS[signal][0]
+            any_such = replace(spec, shape=(*crops, *spec.shape))
+            given = self._given.get(signal)
+            is_one = given is not None and any_such.accepts(given)
+            found[signal] = given if given is not None and is_one else any_such
+        if not self._given:  # what it takes when it is there
+            return {**found, **_OPTIONAL}
+        return {**found, **{name: self._given[name] for name in _OPTIONAL if name in self._given}}
+
+    @property
+    def outputs(self) -> Mapping[str, FieldSpec]:
+        """``features``, ``token_map``, ``sizes``, and the signals that were asked for."""
+        features = self._given.get("features", FieldSpec("float32", (1, 1)))
+        *crops, _, channels = features.shape
+        before = self._given.get("token_map")
+        encoded = (*crops, self._num_tokens) if before is None else before.shape
+        count = "int16" if math.prod(n or 1 for n in encoded) < 1 << 15 else "int32"
+        left: tuple[int | None, ...] = (*crops, self.num_kept(self._num_tokens))
+        if self._is_ragged:
+            left = (None,)
+        found = {
+            "features": FieldSpec(features.dtype, (*left, channels)),
+            "token_map": FieldSpec(count, encoded),
+            "sizes": FieldSpec(count, left),
+        }
+        for signal in sorted(self._asked):
+            spec = self._given.get(signal)
+            if spec is not None and not (crops and self._is_ragged):
+                shape = list(spec.shape)
+                for axis in _TOKEN_AXES[signal]:
+                    shape[len(crops) + axis - 1] = self.num_kept(self._num_tokens)
+                found[signal] = replace(spec, shape=tuple(shape))
+        return found
+
+    @property
+    def resources(self) -> Resources:
+        """One core, and one GPU on ``cuda``."""
+        return Resources(cpus=1.0, gpus=1.0 if self.config.device == "cuda" else 0.0)
+
+    @property
+    def device(self) -> str:
+        """The configured device."""
+        return self.config.device
+
+    def metadata(self) -> Mapping[str, object]:
+        """What the map is, and from where."""
+        return {"reducer": self.config.name, "paper": self.paper, "tokens": self._num_tokens}
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Reduce a batch; see the class."""
+        import torch
+
+        features = batch["features"]
+        rows = num_rows(features)
+        crops: int | np.ndarray | None = None
+        if len(self.inputs["features"].shape) == 3:
+            crops = features.offsets if isinstance(features, Ragged) else features.shape[1]
+        tokens = self._tokens(batch)
+        bad = self._not_finite(tokens)
+        reduction = self.reduce(_without(tokens, bad))
+        columns = self._columns(tokens, reduction, batch, crops)
+        found = {name: _as_rows(column, crops, rows) for name, column in columns.items()}
+        if not bool(bad.any()):
+            return found
+        errors = {
+            int(row): SampleError(
+                f"{self.config.name}: features or signals hold NaN or infinity, expected finite"
+            )
+            for row in np.unique(_images(crops, rows)[torch.nonzero(bad).flatten().cpu().numpy()])
+        }
+        raise RowErrors(errors, take_batch(found, np.setdiff1d(np.arange(rows), list(errors))))
+
+    @property
+    def _is_ragged(self) -> bool:
+        """Whether images keep different numbers of tokens."""
+        features = self._given.get("features")
+        is_short = features is not None and features.shape[-2] is None
+        return self.is_adaptive or is_short or "token_mask" in self._given
+
+    @property
+    def _num_tokens(self) -> int:
+        """N: of a ragged input the most there can be."""
+        features = self._given.get("features", FieldSpec("float32", (1, 1)))
+        if features.shape[-2] is not None:
+            return features.shape[-2]
+        for name, axes in _TOKEN_AXES.items():  # as wide as the reducer before left them
+            if name in self._given:
+                return int(self._given[name].shape[axes[0] - 1] or 1)
+        before = self._given.get("token_map", FieldSpec("int16", (None,))).shape
+        return math.prod(n or 0 for n in before)
+
+    def _tokens(self, batch: Batch) -> Tokens:
+        """Return the batch with crops as rows, and rows of different length padded."""
+        import torch
+
+        features = self._flat(batch["features"])
+        valid = None
+        if isinstance(batch["features"], Ragged) and features.dim() == 3 and self._crop_axes == 0:
+            lengths = torch.from_numpy(batch["features"].lengths)
+            valid = torch.arange(self._num_tokens) < lengths[:, None]
+            valid = valid.to(features.device)
+        if "token_mask" in self._given:
+            valid = self._flat(batch["token_mask"])
+        sizes = torch.ones(features.shape[:2], device=features.device)
+        if "sizes" in self._given:
+            sizes = self._flat(batch["sizes"]).float()
+        signals = {name: self._flat(batch[name]) for name in self.signals}
+        return Tokens(features, sizes, valid, **signals)
+
+    @property
+    def _crop_axes(self) -> int:
+        """1 where an image has crops, else 0."""
+        return len(self.inputs["features"].shape) - 2
+
+    def _flat(self, column: Column) -> "torch.Tensor":
+        """Return a column with crops as rows, and rows of different length padded with zeros."""
+        import torch
+
+        if not isinstance(column, Ragged):
+            tensor: torch.Tensor = column
+            return tensor.flatten(0, 1) if self._crop_axes else tensor
+        values = torch.from_numpy(column.values).to(self.config.device)
+        if self._crop_axes:
+            return values
+        padded = values.new_zeros((len(column), self._num_tokens, *values.shape[1:]))
+        is_there = torch.arange(self._num_tokens) < torch.from_numpy(column.lengths)[:, None]
+        padded[is_there.to(values.device)] = values
+        return padded
+
+    def _not_finite(self, tokens: Tokens) -> "torch.Tensor":
+        """Return bool [B]: rows with NaN or infinity in what is read of them."""
+        import torch
+
+        bad = ~torch.isfinite(tokens.features).flatten(1).all(dim=1)
+        for name in self.signals:
+            bad |= ~torch.isfinite(tokens.signal(name)).flatten(1).all(dim=1)
+        return bad
+
+    def _columns(
+        self,
+        tokens: Tokens,
+        reduction: Reduction,
+        batch: Batch,
+        crops: "int | np.ndarray | None",
+    ) -> dict[str, Any]:
+        """Return field -> tensor [B, ...], or (values, lengths) of rows of different length."""
+        import torch
+
+        dtype = getattr(torch, self.outputs["token_map"].dtype)
+        token_map, kept = reduction.token_map, reduction.features.shape[1]
+        sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0].round().to(dtype)
+        found: dict[str, Any] = {"features": reduction.features, "sizes": sizes}
+        lengths = reduction.lengths
+        if self._is_ragged:
+            if lengths is None:
+                lengths = torch.full((len(token_map),), kept, device=token_map.device)
+            found = {name: (column, lengths) for name, column in found.items()}
+            if crops is not None:  # the crops of an image follow one another
+                token_map = torch.where(
+                    token_map < 0, -1, token_map + _starts(lengths, crops)[:, None]
+                )
+        if "token_map" in self._given:
+            before = self._flat(batch["token_map"]).long()
+            shape = before.shape
+            carried = token_map.gather(1, before.clamp(min=0).flatten(1))
+            token_map = torch.where(before < 0, -1, carried.reshape(shape))
+        found["token_map"] = token_map.to(dtype)
+        for name in self._asked & set(self.outputs):
+            signal = self._flat(batch[name])
+            for axis in _TOKEN_AXES[name]:
+                signal = _cut(signal, axis, tokens, reduction)
+            found[name] = signal
+        return found
+
+
+_OPTIONAL: Mapping[str, FieldSpec] = {
+    "token_map": FieldSpec("int16|int32", (None,)),
+    "sizes": FieldSpec("int16|int32", (None,)),
+    "token_mask": FieldSpec("bool", (None,)),
+}
+
+
+def select(tokens: Tokens, index: "torch.Tensor") -> Reduction:
+    """Keep some tokens as they are.
+
+    Args:
+        tokens: What is given.
+        index: int64 [B, K], different tokens of each row, in the order that they are to have.
+    """
+    import torch
+
+    lengths = None
+    rows = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    if tokens.valid is not None:
+        is_real = tokens.valid.gather(1, index)
+        index = index.gather(1, (~is_real).to(torch.int8).sort(dim=1, stable=True).indices)
+        lengths = is_real.sum(dim=1)
+        rows = torch.where(rows < lengths[:, None], rows, -1)
+    token_map = torch.full(tokens.features.shape[:2], -1, device=index.device)
+    token_map.scatter_(1, index, rows)
+    features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.features.shape[2]))
+    return Reduction(features, token_map, lengths, index)
+
+
+def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
+    """Average tokens, weighted by size, in float32.
+
+    Args:
+        tokens: What is given.
+        token_map: int64 [B, N]: the output row of each token, -1 drops it.
+        kept: K; a row that no token goes into is zero.
+    """
+    import torch
+
+    sizes, lengths = tokens.sizes[..., None], None
+    if tokens.valid is not None:
+        token_map = token_map.masked_fill(~tokens.valid, -1)
+        is_empty = sum_by_map(sizes, token_map, kept)[..., 0] == 0
+        order = is_empty.to(torch.int8).sort(dim=1, stable=True).indices
+        place = order.argsort(dim=1)  # where each row goes, empty ones last
+        token_map = torch.where(token_map < 0, -1, place.gather(1, token_map.clamp(min=0)))
+        lengths = (~is_empty).sum(dim=1)
+    total = sum_by_map(sizes, token_map, kept)
+    summed = sum_by_map(tokens.features.float() * sizes, token_map, kept)
+    features = summed / total.clamp(min=1)
+    return Reduction(features.to(tokens.features.dtype), token_map, lengths)
+
+
+def sum_by_map(values: "torch.Tensor", token_map: "torch.Tensor", kept: int) -> "torch.Tensor":
+    """Add up float values [B, N, C] that go into the same row: [B, K, C].
+
+    A matrix product, because adding by index has no fixed order on a GPU.
+    """
+    import torch
+
+    rows = torch.arange(kept, device=token_map.device)
+    goes = token_map[:, None, :] == rows[:, None]
+    return goes.to(values.dtype) @ values
+
+
+def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":
+    """Return int64 [B, k]: the highest of [B, N], from high to low, ties by lowest index."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def share(
+    keep: int | float, num_tokens: int, name: str, rounding: Callable[[float], int] = round
+) -> int:
+    """Return K of a budget.
+
+    Args:
+        keep: Tokens, or their share.
+        num_tokens: N.
+        name: Of the reducer, for the message.
+        rounding: How its authors make a whole number of a share; ``round`` is half to even.
+
+    Raises:
+        ContractError: more than there are, or none.
+    """
+    kept = keep if isinstance(keep, int) else rounding(keep * num_tokens)
+    if not 1 <= kept <= num_tokens:
+        raise ContractError(
+            f"{name}: keep={keep} is {kept} of {num_tokens} tokens",
+            hint=f"keep between 1 and {num_tokens}",
+        )
+    return kept
+
+
+def cosine(a: "torch.Tensor", b: "torch.Tensor") -> "torch.Tensor":
+    """Return float32 [B, N, M]: cosines between rows of [B, N, C] and [B, M, C]; 0 for zeros."""
+    import torch
+
+    def unit(x: "torch.Tensor") -> "torch.Tensor":
+        return torch.nn.functional.normalize(x.float(), dim=-1, eps=1e-12)
+
+    return unit(a) @ unit(b).transpose(1, 2)
+
+
+def _without(tokens: Tokens, bad: "torch.Tensor") -> Tokens:
+    """Return tokens with zeros in rows that are rejected, so that they disturb no method."""
+    if not bool(bad.any()):
+        return tokens
+    names = ("features", "cls_attention", "attention", "keys", "values")
+    found = {name: getattr(tokens, name) for name in names}
+    return replace(
+        tokens,
+        **{
+            name: signal.masked_fill(bad.reshape(-1, *[1] * (signal.dim() - 1)), 0)
+            for name, signal in found.items()
+            if signal is not None
+        },
+    )
+
+
+def _cut(signal: "torch.Tensor", axis: int, tokens: Tokens, reduction: Reduction) -> "torch.Tensor":
+    """Return a signal with one axis cut to the tokens that are left: copied, or averaged."""
+    moved = signal.movedim(axis, 1)
+    flat = moved.flatten(2).float()
+    index = reduction.index
+    if index is not None:
+        left = flat.gather(1, index[..., None].expand(-1, -1, flat.shape[2]))
+    else:
+        kept = reduction.features.shape[1]
+        total = sum_by_map(tokens.sizes[..., None], reduction.token_map, kept)
+        left = sum_by_map(flat * tokens.sizes[..., None], reduction.token_map, kept)
+        left = left / total.clamp(min=1)
+    shaped = left.reshape(left.shape[0], left.shape[1], *moved.shape[2:])
+    return shaped.movedim(1, axis).to(signal.dtype)
+
+
+def _images(crops: "int | np.ndarray | None", rows: int) -> np.ndarray:
+    """Return int64 [B]: the image that each crop is of."""
+    per_image = np.diff(crops) if isinstance(crops, np.ndarray) else crops or 1
+    return np.repeat(np.arange(rows), per_image)
+
+
+def _starts(lengths: "torch.Tensor", crops: "int | np.ndarray") -> "torch.Tensor":
+    """Return int64 [B]: how many rows an image's earlier crops have left."""
+    import torch
+
+    before = lengths.cumsum(0) - lengths
+    num = len(lengths) // crops if isinstance(crops, int) else len(crops) - 1
+    image = torch.from_numpy(_images(crops, num)).to(lengths.device)
+    firsts = np.arange(num) * crops if isinstance(crops, int) else crops[:-1]
+    padded = torch.cat([before, before.new_zeros(1)])  # images without crops at the end
+    return before - padded[torch.from_numpy(firsts).to(lengths.device)][image]
+
+
+def _as_rows(column: Any, crops: "int | np.ndarray | None", rows: int) -> Column:
+    """Undo ``_flat``: give the crops of an image back to its row."""
+    if isinstance(column, tuple):
+        import torch
+
+        padded, lengths = column
+        is_there = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        per_image = np.zeros(rows, np.int64)
+        np.add.at(per_image, _images(crops, rows), lengths.cpu().numpy())
+        offsets = np.concatenate(([0], np.cumsum(per_image)))
+        return Ragged(padded[is_there].cpu().numpy(), offsets)
+    if isinstance(crops, np.ndarray):
+        return Ragged(column.cpu().numpy(), crops)
+    return column if crops is None else column.reshape(rows, crops, *column.shape[1:])

@@ -1,0 +1,109 @@
+"""ToMe: merge the tokens that are most alike, by bipartite matching."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from operators.errors import ContractError
+from operators.reducers.base import (
+    Keep,
+    Reducer,
+    ReducerConfig,
+    Reduction,
+    Tokens,
+    cosine,
+    merge,
+    share,
+    top_k,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ToMeConfig(ReducerConfig):
+    """What a job may say about ToMe."""
+
+    name: Literal["tome"] = "tome"
+    keep: Annotated[
+        Keep,
+        Field(description="Tokens that are left, or their share; one call at most halves them."),
+    ] = 0.5
+    metric: Annotated[
+        Literal["keys", "features"],
+        Field(description="What is compared: keys averaged over the heads (the authors'), or not."),
+    ] = "keys"
+
+
+class ToMe(Reducer[ToMeConfig]):
+    """Merges the most alike tokens of even and odd positions, weighted by size.
+
+    Every even token is matched with the odd one that is most alike by cosine; the best matches are
+    merged into the odd ones. Rows of the result: even tokens that are left, from the most alike to
+    the least, then the odd ones. Put several in a row to merge in rounds, as the layers of a model
+    do; sizes are carried from one to the next.
+
+    Source: Bolya et al., "Token Merging", section 3. Checked: the authors' groups, sizes and
+    features over chained rounds, a brute-force oracle.
+    """
+
+    Config = ToMeConfig
+    paper = "arXiv:2210.09461"
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Keys, unless features are compared."""
+        return ("keys",) if self.config.metric == "keys" else ()
+
+    def num_kept(self, num_tokens: int) -> int:
+        """Return ``keep``, or its share of the tokens; at least half of them.
+
+        Raises:
+            ContractError: fewer than half.
+        """
+        kept = share(self.config.keep, num_tokens, self.config.name)
+        if kept < num_tokens - num_tokens // 2:
+            raise ContractError(
+                f"tome: keep={self.config.keep} is {kept} of {num_tokens} tokens, one call can at "
+                f"most halve them to {num_tokens - num_tokens // 2}",
+                hint="put several tome operators in a row",
+            )
+        return kept
+
+    def reduce(self, tokens: Tokens) -> Reduction:
+        """Match and merge."""
+        keys = tokens.signal("keys").float().mean(dim=2) if self.signals else tokens.features
+        num = keys.shape[1]
+        kept = self.num_kept(num)
+        token_map = match(keys, num - kept, tokens)
+        return merge(tokens, token_map, kept)
+
+
+def match(metric: "torch.Tensor", num_merged: int, tokens: Tokens) -> "torch.Tensor":
+    """Return int64 [B, N]: the row of the result that each token goes into.
+
+    Args:
+        metric: [B, N, D], what is compared.
+        num_merged: How many even tokens are merged, at most half of all.
+        tokens: Whose they are; padding is merged with nothing.
+    """
+    import torch
+
+    count, num = metric.shape[:2]
+    even, odd = metric[:, 0::2], metric[:, 1::2]
+    alike = cosine(even, odd)
+    if tokens.valid is not None:
+        alike = alike.masked_fill(~tokens.valid[:, None, 1::2], -2)
+    best, partner = alike.max(dim=2)  # the first of equals
+    if tokens.valid is not None:
+        best = best.masked_fill(~tokens.valid[:, 0::2], -3)
+    order = top_k(best, even.shape[1])
+    merged, left = order[:, :num_merged], order[:, num_merged:]
+    rows = torch.empty_like(order)
+    first_odd = left.shape[1]
+    rows.scatter_(1, left, torch.arange(first_odd, device=rows.device).expand_as(left))
+    rows.scatter_(1, merged, partner.gather(1, merged) + first_odd)
+    token_map = torch.empty((count, num), dtype=torch.int64, device=metric.device)
+    token_map[:, 0::2] = rows
+    token_map[:, 1::2] = torch.arange(odd.shape[1], device=rows.device) + first_odd
+    return token_map
