@@ -4,8 +4,8 @@ The shards are hard links to a few real ones, so that the index lists ``--shards
 disk holds ``--files``. Each figure comes from a process of its own; memory is what belongs to the
 process alone (RssAnon), without the page cache that maps show.
 
-    python benchmarks/loader_open.py                                  # 100,000 shards
-    python benchmarks/loader_open.py --shards 20 --samples 50000      # large ones, several GB
+    python benchmarks/loader_open.py                     # 100,000 shards, 500 batches
+    python benchmarks/loader_open.py --shards 64 --samples 50000 --batches 0   # 3 GB, an epoch
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="of a shard")
     parser.add_argument("--tokens", type=int, default=512, help="of a sample")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=500, help="read; 0 is a whole epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--open", help=argparse.SUPPRESS)  # the data set, in a measured process
     parser.add_argument("--order", choices=ORDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open:
-        print(json.dumps(measured(args.open, ORDERS[args.order], args.batch_size)))
+        print(json.dumps(measured(args.open, ORDERS[args.order], args.batch_size, args.batches)))
         return
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
@@ -64,7 +66,7 @@ def main() -> None:
         print(f"{args.shards:,} shards, {num_bytes:,} bytes in all")
         for order in ORDERS:
             for _ in range(args.rounds):
-                print(order, run(folder, order, args.batch_size))
+                print(order, run(folder, order, args.batch_size, args.batches))
 
 
 def write(folder: str, num_shards: int, num_files: int, num_samples: int, num_tokens: int) -> int:
@@ -114,21 +116,23 @@ def result(partition: int, shard: Shard, num_samples: int) -> PartitionResult:
     )
 
 
-def run(folder: str, order: str, batch_size: int) -> str:
+def run(folder: str, order: str, batch_size: int, num_batches: int) -> str:
     command = [sys.executable, __file__, "--open", folder, "--order", order]
-    command += ["--batch-size", str(batch_size)]
+    command += ["--batch-size", str(batch_size), "--batches", str(num_batches)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     return (
         f"open {found['open_s']:.2f} s, first batch {found['first_batch_s']:.3f} s, memory "
         f"{found['before_mb']:.0f} MB before, {found['opened_mb']:.0f} opened, "
-        + ", ".join(f"{mb:.0f}" for mb in found["epoch_mb"])
-        + f" over an epoch of {found['batches']:,} batches in {found['epoch_s']:.1f} s"
+        + ", ".join(f"{mb:.0f}" for mb in found["read_mb"])
+        + f" over {found['batches']:,} batches in {found['read_s']:.1f} s"
     )
 
 
-def measured(folder: str, shuffle: bool | BlockShuffle, batch_size: int) -> dict[str, object]:
-    """Open, read the first batch, read an epoch; memory after each tenth of it."""
+def measured(
+    folder: str, shuffle: bool | BlockShuffle, batch_size: int, num_batches: int
+) -> dict[str, object]:
+    """Open, read the first batch, read on; memory after each tenth."""
     before = anonymous_mb()
     began = time.perf_counter()
     data = TokenDataset(folder, batch_size=batch_size, shuffle=shuffle)
@@ -136,18 +140,19 @@ def measured(folder: str, shuffle: bool | BlockShuffle, batch_size: int) -> dict
     opened_mb = anonymous_mb()
     next(iter(data))
     first = time.perf_counter()
-    epoch_mb, tenth = [], -(-len(data) // 10)
-    for number, _ in enumerate(data, 1):
+    num_batches = num_batches or len(data)
+    read_mb, tenth = [], -(-num_batches // 10)
+    for number, _ in enumerate(islice(data, num_batches), 1):
         if number % tenth == 0:
-            epoch_mb.append(anonymous_mb())
+            read_mb.append(anonymous_mb())
     return {
         "open_s": opened - began,
         "first_batch_s": first - opened,
-        "epoch_s": time.perf_counter() - first,
+        "read_s": time.perf_counter() - first,
         "before_mb": before,
         "opened_mb": opened_mb,
-        "epoch_mb": epoch_mb,
-        "batches": len(data),
+        "read_mb": read_mb,
+        "batches": num_batches,
     }
 
 
