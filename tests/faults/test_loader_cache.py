@@ -120,6 +120,29 @@ def test_a_killed_reader_holds_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         assert cache.max_mapped() == 2 * together
 
 
+STUCK = """
+import threading, time
+from pipeline.loader.prefetch import Prefetch
+
+begun = threading.Event()
+
+class Stuck:
+    num_ahead = max_ahead = 2
+
+    def fetch(self, shard, stopped):
+        begun.set()
+        time.sleep(1000)
+
+Prefetch(Stuck(), iter([(1, [0]), (1, [1])])).advance(1)
+assert begun.wait(60)
+"""
+
+
+def test_a_fetch_that_hangs_does_not_keep_its_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUCK]
+    subprocess.run(command, env=environment(), timeout=100, check=True)
+
+
 # Disks
 
 
