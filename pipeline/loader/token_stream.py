@@ -9,9 +9,8 @@ import numpy as np
 
 from operators.base import Column, FieldSpec
 from pipeline.errors import ContractError, IntegrityError
-from pipeline.loader.files import ShardFiles
+from pipeline.loader.files import CHANGED, ShardFiles
 from pipeline.loader.shard_maps import (
-    CHANGED,
     DECODED_BATCHES,
     OpenShard,
     ShardMaps,
