@@ -58,6 +58,7 @@ class Expedit(Reducer[ExpeditConfig]):
     exp(-temperature * squared distance), brought to L2 norm one (so they sum to more than one) or,
     in the paper's variant, to sum one. Of clusters that are equally near at the cut the authors
     keep all, here the first; and where all their weights underflow to zero, here none does.
+    Both fields are about the rows of this operator: a later reducer leaves them as they are.
 
     SAM's 14 x 14 windows, 10 x 10 clusters each, temperature 0.005, are crops here.
 
