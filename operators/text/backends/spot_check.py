@@ -69,8 +69,9 @@ class SpotCheck:
             return texts[:0]
         lengths = documents.lengths
         mixed = lengths.astype(np.uint64)
-        for eighths in range(8):  # an empty document has no byte, and is never drawn
-            at = documents.offsets[:-1] + ((lengths - 1) * eighths >> 3)
+        last = len(documents.values) - 1
+        for eighths in range(8):  # an empty document takes any byte: it is never drawn
+            at = np.minimum(documents.offsets[:-1] + ((lengths - 1) * eighths >> 3), last)
             mixed = (mixed ^ documents.values[at]) * _FACTOR
             mixed ^= mixed >> np.uint64(29)
         draw = mixed & np.uint64(EVERY_BYTES - 1)
