@@ -70,9 +70,9 @@ class SpotCheck:
         lengths = documents.lengths
         mixed = lengths.astype(np.uint64)
         last = len(documents.values) - 1
-        for eighths in range(8):  # an empty document takes any byte: it is never drawn
-            at = np.minimum(documents.offsets[:-1] + ((lengths - 1) * eighths >> 3), last)
-            mixed = (mixed ^ documents.values[at]) * _FACTOR
+        for eighths in range(8):  # an empty document reads a neighbour's, and is never drawn
+            at = documents.offsets[:-1] + ((lengths - 1) * eighths >> 3)
+            mixed = (mixed ^ documents.values[at.clip(0, last)]) * _FACTOR
             mixed ^= mixed >> np.uint64(29)
         draw = mixed & np.uint64(EVERY_BYTES - 1)
         return take(texts, np.flatnonzero(draw < lengths.astype(np.uint64)))
