@@ -102,7 +102,8 @@ class Factorizer(Operator[FactorizerConfig]):
     v1.0.0) or another of that format: keys and records of ``fBBB``.
 
     Checked: all 120 cases of the authors' code (alpha 0 to 3), a brute force over all ways to cut
-    short words (with draws too), and a slow search with a sorted list for ties.
+    short words (with draws too), a slow search with a sorted list for ties, and all 71,499 records
+    of a dictionary that the library of the authors' files (dawg2) wrote.
     Speed on one core: 6 MB/s or 6 million subwords/s (random words, a small dictionary), 15 MB/s
     on source code, where words come again, and 4 MB/s with ``sigma``.
 
