@@ -155,6 +155,9 @@ def run_engine(engine: str, tars: Path, output: Path, workers: int) -> Figures:
         def waiting(self, message: str) -> None:
             print(message)
 
+        def decided(self, warning: str) -> None:
+            print(warning)
+
         def begin(self, partitions: object, done: object, engine: Engine) -> None:
             self.ready, self.ready_cpu_s = time.perf_counter(), cpu_seconds()
             self.peak_mb = 0.0

@@ -221,6 +221,9 @@ def run_project(corpus: Path, paths: Sequence[Path], output: Path) -> Figures:
         def waiting(self, message: str) -> None:
             print(message)
 
+        def decided(self, warning: str) -> None:
+            print(warning)
+
         def begin(self, partitions: Sequence[Any], done: object, engine: Engine) -> None:
             self.left = len(partitions)
             self.ready, self.ready_cpu_s = time.perf_counter(), cpu_seconds()

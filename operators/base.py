@@ -29,6 +29,7 @@ from typing import (
     runtime_checkable,
 )
 
+import ml_dtypes  # noqa: F401 - numpy then knows bfloat16 by name
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,8 +78,8 @@ class FieldSpec:
     """What one field of a sample is.
 
     Attributes:
-        dtype: A numpy dtype name, or ``string``, ``binary``, ``pillow``. In an operator's
-            ``inputs`` several may be allowed: ``"uint8|uint16|uint32"``.
+        dtype: A numpy dtype name, ``bfloat16``, ``string``, ``binary`` or ``pillow``. In an
+            operator's ``inputs`` several may be allowed: ``"uint8|uint16|uint32"``.
         shape: Per-sample shape; ``None`` is a ragged dimension (or, in ``inputs``, any).
         vocab_size: Ids lie in [0, vocab_size); None for fields that hold no ids. In
             ``inputs`` it is the largest vocabulary that is accepted.
@@ -164,6 +165,9 @@ class _Step(ABC, Generic[ConfigT]):
     thread with batches of the job's ``batch_size``, padded to it, as torch tensors on the device
     that ``setup`` was given."""
 
+    first_rows: ClassVar[int] = 0
+    """How many rows at the beginning of a partition are shown to ``look_at_first``."""
+
     model_files: ModelFiles = DirectFiles()
     """Where to ask for weights, vocabularies and the like. In a job the pipeline sets it right
     after ``__init__``, so ask later. What is asked for on the driver (by ``identity`` at the
@@ -201,6 +205,19 @@ class _Step(ABC, Generic[ConfigT]):
 
         Raises:
             SetupError: weights, an extra or the device are missing.
+        """
+
+    def look_at_first(self, batch: Batch) -> None:
+        """Look at one of the ``first_rows`` of a partition before it is processed (CPU stage).
+
+        Rows that an earlier step took out are not shown. The row's own faults are passed over
+        here: they are told when the step is called on it.
+
+        Args:
+            batch: The fields of ``inputs``, one row.
+
+        Raises:
+            DecisionError: a setting cannot hold for this corpus.
         """
 
     def identity(self) -> Mapping[str, object]:

@@ -36,6 +36,30 @@ class ContractError(TokenmillError):
     exit_code = 2
 
 
+class DecisionError(ContractError):
+    """A setting of an operator cannot hold for this corpus; with another value it can.
+
+    A run takes the other value for all its partitions, once, with ``warning``, and begins anew. It
+    ends everything else. Whether it is raised must be a pure function of the recipe and the input:
+    then all runs of a job decide alike.
+
+    Args:
+        warning: Why, as a sentence that is the same wherever in the corpus it was found.
+        found: What was found, and where.
+        field: The setting, a field of the operator's config.
+        value: Its other value, which must not lead to the same decision again.
+
+    Attributes:
+        step: Label of the operator; set by whoever called it.
+    """
+
+    def __init__(self, warning: str, *, found: str, field: str, value: str | int | bool) -> None:
+        super().__init__(f"{warning}: {found}", hint=f"set {field}: {value}")
+        self.warning, self.found = warning, found
+        self.field, self.value = field, value
+        self.step = ""
+
+
 class SetupError(TokenmillError):
     """Something an operator needs is missing: an extra, a GPU, weights, credentials."""
 

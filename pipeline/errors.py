@@ -1,11 +1,19 @@
 """Errors of the engine, with the exit code that each one ends a run with."""
 
-from operators.errors import ContractError, RowErrors, SampleError, SetupError, TokenmillError
+from operators.errors import (
+    ContractError,
+    DecisionError,
+    RowErrors,
+    SampleError,
+    SetupError,
+    TokenmillError,
+)
 
 __all__ = [
     "AlreadyCommittedError",
     "BudgetExceededError",
     "ContractError",
+    "DecisionError",
     "FingerprintMismatchError",
     "IntegrityError",
     "LeaseError",

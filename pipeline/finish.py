@@ -75,6 +75,7 @@ def finish(
             hint="run the same command again: it does what is missing",
         )
     warnings = [str(item["warning"]) for item in written["operators"] if item.get("warning")]
+    warnings += written.get("decisions", [])
     manifest = Manifest(
         name=written["recipe"]["name"],
         fingerprint=written["fingerprint"],

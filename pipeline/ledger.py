@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.decisions import read_decisions
 from pipeline.errors import AlreadyCommittedError, IntegrityError
 from pipeline.protocols import PartitionResult
 from pipeline.storage import Storage, join
@@ -60,6 +61,7 @@ class Ledger:
         self._folder = join(output, FOLDER)
         self._fingerprint = fingerprint
         self._accepted = {fingerprint, *others}
+        self._discarded: frozenset[str] | None = None
         self._committed: set[int] = set()
         self._last = 0
 
@@ -247,6 +249,8 @@ class Ledger:
                 f"{uri}: ledger version {version}, this program reads {LEDGER_VERSION}",
                 hint="go on with the program version that wrote it",
             )
+        if fingerprint not in self._accepted and fingerprint in self._read_discarded():
+            return []  # it was written before the run decided to begin anew
         if fingerprint not in self._accepted:
             raise IntegrityError(
                 f"{uri}: fingerprint {fingerprint!s:.12}, the run's is {self._fingerprint:.12}",
@@ -259,6 +263,13 @@ class Ledger:
             what = f"{num_lines} lines should follow, there are {len(lines):,}"
             on_damage(self._damage(uri, 1, what))
         return lines
+
+    def _read_discarded(self) -> frozenset[str]:
+        """Return the fingerprints whose segments do not count any more."""
+        if self._discarded is None:
+            decisions = read_decisions(self._storage, self._output)
+            self._discarded = frozenset(decision.discards for decision in decisions)
+        return self._discarded
 
     def _damage(self, uri: str, line: int, what: str) -> IntegrityError:
         return IntegrityError(f"{uri}, line {line}: {what}", hint=self._hint())

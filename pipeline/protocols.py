@@ -524,8 +524,15 @@ class Listener(Protocol):
         """Another run may be at work on the output; this one waits to see."""
         ...
 
+    def decided(self, warning: str) -> None:
+        """The run, or the one before it, took another setting than the job says; why."""
+        ...
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
-        """The plan is made and the ledger is read; ``done`` are partitions of earlier runs."""
+        """The plan is made and the ledger is read; ``done`` are partitions of earlier runs.
+
+        Comes again when the run decides to begin anew: nothing that was told before counts then.
+        """
         ...
 
     def committed(self, result: PartitionResult) -> None:

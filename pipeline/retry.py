@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import runner
 from pipeline.committer import Committer
+from pipeline.decisions import read_decisions
 from pipeline.errors import FingerprintMismatchError, SpecError
 from pipeline.finish import JOB, finish
 from pipeline.lease import Lease
@@ -65,6 +66,8 @@ def prepare(output: str, storage: Storage, job: JobSpec | None = None) -> Prepar
     data = open_data_set(output, storage)
     recipe = data.manifest.recipe
     if job is not None:
+        # What the run decided of its operators holds for what is added to it, too.
+        job = runner.with_decisions(job, read_decisions(storage, data.uri))
         for part in ("name", "source", "shards", "limit", "batch_size"):
             if job.recipe()[part] != recipe[part]:
                 raise SpecError(

@@ -9,17 +9,21 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from operators.base import Resources
-from pipeline import lease, ledger, retries
+from pipeline import decisions, lease, ledger, retries
 from pipeline.committer import Committer
+from pipeline.decisions import Decision, read_decisions, warnings_of, write_decision
 from pipeline.engines.inline import InlineEngine
 from pipeline.errors import (
     AlreadyCommittedError,
     BudgetExceededError,
+    ContractError,
+    DecisionError,
     FingerprintMismatchError,
     IntegrityError,
     SpecError,
@@ -60,9 +64,14 @@ from pipeline.spec import JobSpec, RunSpec, WorkerRange
 from pipeline.stages import WorkerTask
 from pipeline.storage import Entry, NotFoundError, Storage, join
 
-LIBRARIES = ("numpy", "pillow", "pyarrow", "torch", "tokenizers", "diffusers", "transformers")
+LIBRARIES = (
+    *("numpy", "numba", "pillow", "pyarrow", "torch", "diffusers", "transformers"),
+    *("tokenizers", "fastokens", "tiktoken", "sentencepiece", "regex"),
+)
+"""What may make bytes. Of these the manifest lists those that are installed."""
+
 _OURS = {
-    *("shards", "quarantine", ledger.FOLDER, lease.FOLDER, retries.FOLDER),
+    *("shards", "quarantine", ledger.FOLDER, lease.FOLDER, retries.FOLDER, decisions.FOLDER),
     *(PLAN, JOB, REPORT, MANIFEST, INDEX, CODEBOOK, "preview.png"),
 }
 SHARE_FROM_SAMPLES = 1_000
@@ -125,6 +134,11 @@ class Listeners:
         """See ``Listener.waiting``."""
         for listener in self._listeners:
             listener.waiting(message)
+
+    def decided(self, warning: str) -> None:
+        """See ``Listener.decided``."""
+        for listener in self._listeners:
+            listener.decided(warning)
 
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         """See ``Listener.begin``."""
@@ -220,19 +234,31 @@ def run(
     with Lease(storage, output, waiting=waiting) as held:
         if fresh:
             remove_output(storage, output)
-        return _run(prepared, planned, held, engine, address, workers, listener)
+        while True:
+            made = read_decisions(storage, output)
+            decided = _with_decisions(prepared, made)
+            if listener is not None:
+                for warning in warnings_of(made):
+                    listener.decided(warning)
+            try:
+                return _run(decided, planned, made, held, engine, address, workers, listener)
+            except DecisionError as error:
+                held.check()
+                _decide(decided, made, error)
+                planned = None
 
 
 def _run(
     prepared: Prepared,
     planned: list[Partition] | None,
+    made_decisions: Sequence[Decision],
     held: Lease,
     engine: str,
     address: str | None,
     workers: int | WorkerRange | None,
     listener: Listener | None,
 ) -> RunSummary:
-    partitions = _begin(prepared, planned)
+    partitions = _begin(prepared, planned, made_decisions)
     retried = retries.read_retries(prepared.storage, prepared.output)
     others = [retry.fingerprint for retry in retried]
     records = Ledger(prepared.storage, prepared.output, prepared.fingerprint, others)
@@ -253,6 +279,8 @@ def _run(
             made.close()
     _check_budget(state, at_end=True)
     held.check()
+    if made_decisions:
+        _remove_discarded(prepared, records)
     return finish(
         prepared.storage,
         prepared.output,
@@ -272,11 +300,15 @@ def remove_output(storage: Storage, output: str) -> None:
     Raises:
         SpecError: the folder holds files that no run writes; nothing was removed.
     """
-    # The manifest goes first: a half-removed data set must not look finished.
-    for entry in sorted(
-        _removable(storage, output), key=lambda e: not e.uri.endswith("/" + MANIFEST)
-    ):
+    # The manifest goes first: a half-removed data set must not look finished. Then the decisions:
+    # without the job they would hold for the next one.
+    for entry in sorted(_removable(storage, output), key=_removed_at):
         storage.remove(entry.uri)
+
+
+def _removed_at(entry: Entry) -> int:
+    folder, name = entry.uri.rsplit("/", 2)[-2:]
+    return 0 if name == MANIFEST else 1 if folder == decisions.FOLDER else 2
 
 
 def _removable(storage: Storage, output: str) -> list[Entry]:
@@ -300,20 +332,89 @@ def _is_ours(path: str) -> bool:
     return top in _OURS or (left_over and top[1:].rsplit(".", 2)[0] in _OURS)
 
 
-def _begin(prepared: Prepared, planned: list[Partition] | None) -> list[Partition]:
+def with_decisions(job: JobSpec, made: Sequence[Decision]) -> JobSpec:
+    """Return a job with the settings that a run decided on; another operator's are left alone."""
+    operators = list(job.operators)
+    for decision in made:
+        if decision.step < len(operators) and operators[decision.step].name == decision.name:
+            config = operators[decision.step]
+            values = {**config.model_dump(), decision.field: decision.value}
+            operators[decision.step] = type(config).model_validate(values)
+    return job.model_copy(update={"operators": operators})
+
+
+def _with_decisions(prepared: Prepared, made: Sequence[Decision]) -> Prepared:
+    job = with_decisions(prepared.job, made)
+    return prepared if job == prepared.job else prepare(job, prepared.output)
+
+
+def _decide(prepared: Prepared, made: Sequence[Decision], error: DecisionError) -> None:
+    """Write down that an operator's setting has another value from now on.
+
+    Raises:
+        ContractError: it was decided before.
+    """
+    labels = [bound.label for bound in prepared.chain.steps]
+    step = labels.index(error.step)
+    config = prepared.job.operators[step]
+    known = any((old.step, old.field) == (step, error.field) for old in made)
+    if known or getattr(config, error.field) == error.value:
+        raise ContractError(
+            f"{error.step}: {error.field}: {error.value} does not mend what it is to mend: "
+            f"{error.message}",
+            hint="this is a defect of the operator",
+        ) from error
+    decision = Decision(
+        number=len(made) + 1,
+        step=step,
+        name=config.name,
+        field=error.field,
+        value=error.value,
+        warning=f"{error.warning}: {error.field}: {error.value} is used for the whole run",
+        found=error.found,
+        discards=prepared.fingerprint,
+        fingerprint="",
+    )
+    after = _with_decisions(prepared, [decision])
+    decision = replace(decision, fingerprint=after.fingerprint)
+    with suppress(AlreadyCommittedError):  # another driver was faster: its decision is read next
+        write_decision(prepared.storage, prepared.output, decision)
+
+
+def _remove_discarded(prepared: Prepared, records: Ledger) -> None:
+    """Remove shards and quarantine files that no record names: of before a decision.
+
+    Most were replaced by those of the same names.
+    """
+    storage, output = prepared.storage, prepared.storage.resolve(prepared.output)
+    named: set[str] = set()
+    for record in records.records():
+        named.update(shard.path for shard in record.shards)
+        if record.quarantine is not None:
+            named.add(record.quarantine.path)
+    for folder in ("shards", "quarantine"):
+        for entry in list(storage.walk(join(output, folder))):
+            if entry.uri[len(output) + 1 :] not in named:
+                storage.remove(entry.uri)
+
+
+def _begin(
+    prepared: Prepared, planned: list[Partition] | None, made: Sequence[Decision]
+) -> list[Partition]:
     """Write down plan and job, or read them back; refuse a folder of another recipe."""
     storage, output = prepared.storage, prepared.output
     try:
         written = json.loads(storage.read(join(output, JOB)))
         was, plan_sha256 = written["fingerprint"], written["plan_sha256"]
     except NotFoundError:
-        return _write_down(prepared, planned)
+        return _write_down(prepared, planned, made)
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{join(output, JOB)}: not what a run wrote there ({error})",
             hint="start again with --fresh",
         ) from None
-    if was != prepared.fingerprint:
+    holds = made[-1].fingerprint if made else was
+    if holds != prepared.fingerprint:
         changed = differences(
             {name: written.get(name) for name in ("format_version", "recipe", "operators")},
             what_changes_bytes(prepared),
@@ -328,25 +429,33 @@ def _begin(prepared: Prepared, planned: list[Partition] | None) -> list[Partitio
             f"{join(output, PLAN)}: not the plan that the run began with",
             hint="start again with --fresh",
         )
+    if was != holds:  # a decision was made, and nothing yet with it
+        storage.write(join(output, JOB), _job_bytes(prepared, plan_sha256, made))
     return partitions
 
 
-def _write_down(prepared: Prepared, planned: list[Partition] | None) -> list[Partition]:
+def _write_down(
+    prepared: Prepared, planned: list[Partition] | None, made: Sequence[Decision]
+) -> list[Partition]:
     job, storage, output = prepared.job, prepared.storage, prepared.output
     partitions = list_partitions(job, prepared.source) if planned is None else planned
     digest = write_plan(storage, output, partitions)
+    try:
+        storage.create_exclusive(join(output, JOB), _job_bytes(prepared, digest, made))
+    except AlreadyCommittedError:
+        return _begin(prepared, None, made)  # another driver was faster: take its plan
+    return partitions
+
+
+def _job_bytes(prepared: Prepared, plan_sha256: str, made: Sequence[Decision]) -> bytes:
     content = {
         "fingerprint": prepared.fingerprint,
         **what_changes_bytes(prepared),
-        "plan_sha256": digest,
+        "plan_sha256": plan_sha256,
         "libraries": libraries(),
+        **({"decisions": warnings_of(made)} if made else {}),
     }
-    data = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode()
-    try:
-        storage.create_exclusive(join(output, JOB), data)
-    except AlreadyCommittedError:
-        return _begin(prepared, None)  # another driver was faster: take its plan
-    return partitions
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
 def what_changes_bytes(prepared: Prepared) -> dict[str, Any]:

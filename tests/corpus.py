@@ -144,6 +144,9 @@ class AtBegin:
     def waiting(self, who: str) -> None:
         """Nobody else is at work."""
 
+    def decided(self, warning: str) -> None:
+        """It is enough to have begun."""
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         self._do()
 

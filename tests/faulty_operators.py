@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig
-from operators.errors import SetupError
+from operators.errors import DecisionError, SetupError
 from pipeline.errors import TransientError
 
 
@@ -58,6 +58,41 @@ class Misbehave(Operator[MisbehaveConfig]):
         if self.config.how == "panic":
             raise BaseException("misbehave: panicked")
         raise ValueError("misbehave: cannot")
+
+
+class DoubtConfig(OperatorConfig):
+    """Which way to count."""
+
+    name: Literal["doubt"] = "doubt"
+    backend: Literal["fast", "reference"] = "fast"
+    wrong_in: Annotated[str, Field(description="Where it stands in a text, fast is wrong.")]
+    repents: Annotated[bool, Field(description="The reference is right.")] = True
+
+
+class Doubt(Operator[DoubtConfig]):
+    """Adds texts' lengths, and one more to each by ``fast``; it looks at first rows alone."""
+
+    Config = DoubtConfig
+    first_rows = 2
+    inputs: Mapping[str, FieldSpec] = {"text": FieldSpec("string")}
+    outputs: Mapping[str, FieldSpec] = {"lengths": FieldSpec("uint16", (1,), vocab_size=1 << 16)}
+
+    def look_at_first(self, batch: Batch) -> None:
+        (text,) = batch["text"].to_pylist()
+        if "raise" in text:
+            raise ValueError("doubt: cannot look at it")
+        if self.config.wrong_in in text and (self._is_fast or not self.config.repents):
+            raise DecisionError(
+                "doubt: fast is wrong", found=repr(text), field="backend", value="reference"
+            )
+
+    def __call__(self, batch: Batch) -> Batch:
+        lengths = np.array([len(text) for text in batch["text"].to_pylist()], np.uint16)
+        return {"lengths": (lengths + self._is_fast).astype(np.uint16)[:, None]}
+
+    @property
+    def _is_fast(self) -> bool:
+        return self.config.backend == "fast"
 
 
 class SabotageConfig(OperatorConfig):
@@ -169,5 +204,6 @@ def announce(folder: Path) -> Path:
     (info / "entry_points.txt").write_text(
         "[tokenmill.operators]\nmisbehave = tests.faulty_operators:Misbehave\n"
         "sabotage = tests.faulty_operators:Sabotage\n"
+        "doubt = tests.faulty_operators:Doubt\n"
     )
     return folder

@@ -25,7 +25,7 @@ from operators.text.backends.base import Policy, Reference
 from operators.text.backends.choose import BackendName, Choice, choose
 from operators.text.backends.reference import HuggingFace
 from operators.text.backends.sentencepiece import SentencePiece
-from operators.text.backends.spot_check import SpotCheck
+from operators.text.backends.spot_check import FIRST_DOCUMENTS, SpotCheck
 from operators.text.document_ends import add_ends
 from operators.text.id_set import IdSet
 from operators.text.text_column import check_no_nulls, utf8_bytes
@@ -114,9 +114,10 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
     of them). A library that differs is not used, with a warning in log, report and manifest. The
     choice is part of the fingerprint, and workers, who choose again by the same rule, refuse to
     work when they arrive at another backend or version: so all ids of a data set are those of one
-    library, for any number of workers and after any resume. As a net below that, each worker
-    compares its first documents and then one in every 16 MiB of text; a difference ends the run
-    with the text and both ids, since what is committed cannot be mixed with another library's ids.
+    library, for any number of workers and after any resume. As a net below that, the beginnings of
+    the first 16 documents of every partition are compared, and of one in every 16 MiB of text,
+    drawn by what the documents hold. Where any differs, the whole run takes ``backend: reference``
+    instead, with a warning in log, report and manifest, and what was made before is made anew.
 
     Works with every tokenizer.json of the hub, for example KL3M's (alea-institute/kl3m-001-32k,
     kl3m-003-64k, kl3m-004-128k-cased, kl3m-004-128k-uncased, kl3m-004-char-4k-cased, -8k- and
@@ -133,9 +134,11 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
         SetupError: the file is missing or no tokenizer, or a package is missing.
         ContractError: the tokenizer has no token of the name in ``add_bos`` or ``add_eos``, or the
             backend that is asked for cannot express it.
+        DecisionError: the backend gives other ids for a document than the reference.
     """
 
     Config = TextTokenizerConfig
+    first_rows = FIRST_DOCUMENTS
     inputs: Mapping[str, FieldSpec] = {"text": FieldSpec("string")}
 
     @property
@@ -195,12 +198,17 @@ class TextTokenizer(Operator[TextTokenizerConfig]):
         """Leave out what ``setup`` loads: not every library's tokenizer can be pickled."""
         return {name: self.__dict__[name] for name in ("config", "model_files") & vars(self).keys()}
 
+    def look_at_first(self, batch: Batch) -> None:
+        """Compare the backend with the reference on one of a partition's first documents."""
+        if self._spot_check is not None:
+            self._spot_check.compare(batch["text"])
+
     def __call__(self, batch: Batch) -> Batch:
         """Tokenize every document."""
         column = batch["text"]
         check_no_nulls(column, self.config.name)
         if self._spot_check is not None:
-            self._spot_check.look(column)
+            self._spot_check.compare(self._spot_check.drawn(column))
         try:
             rows = self._backend.encode(column)
         except UnicodeDecodeError:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from operators.base import Column, Ragged
+from operators.columns import to_torch
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError
 from pipeline.loader.ragged import RaggedBatch
 
@@ -233,8 +234,8 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
 
 def _as_torch(column: Any) -> torch.Tensor | RaggedBatch | list[Any]:
     if isinstance(column, Ragged):
-        return RaggedBatch(torch.from_numpy(column.values), torch.from_numpy(column.offsets))
-    return torch.from_numpy(column) if isinstance(column, np.ndarray) else column
+        return RaggedBatch(to_torch(column.values), torch.from_numpy(column.offsets))
+    return to_torch(column) if isinstance(column, np.ndarray) else column
 
 
 def _cast(batch: Batch, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -250,8 +250,13 @@ def _column(array: pa.Array, spec: FieldSpec) -> Column:
     if not spec.is_numeric:
         return array
     if spec.is_ragged:
-        return Ragged(_flat(array.values, spec.shape[1:]), array.offsets.to_numpy())
-    return _flat(array, spec.shape)
+        values = _flat(array.values, spec.shape[1:])
+        return Ragged(_typed(values, spec), array.offsets.to_numpy())
+    return _typed(_flat(array, spec.shape), spec)
+
+
+def _typed(values: np.ndarray, spec: FieldSpec) -> np.ndarray:
+    return values.view("bfloat16") if spec.dtype == "bfloat16" else values
 
 
 def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:

@@ -124,10 +124,16 @@ class LiveView:
         """Say whom the run waits for."""
         self._console.print(message, soft_wrap=True, markup=False)
 
+    def decided(self, warning: str) -> None:
+        """Say that the run begins anew, or has begun, with another setting."""
+        self._halt()
+        self._console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         """Start showing; ``done`` are partitions of earlier runs."""
         self._engine, self._started = engine, time.monotonic()
-        self._partitions = partitions
+        self._partitions, self._finished = partitions, {}
+        self._num_bad = self._bytes_now = 0
         self._num_done = len(done)
         self._bytes_left = sum(p.num_bytes for p in partitions if p.index not in done)
         if self._console.is_terminal:
@@ -160,11 +166,16 @@ class LiveView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._halt()
+
+    def _halt(self) -> None:
+        """Stop showing, until the next beginning."""
         self._stop.set()
         if self._live is not None:
             self._live.stop()
         if self._logger is not None:
             self._logger.join()
+        self._live, self._logger, self._stop = None, None, threading.Event()
 
     def _running(self) -> Mapping[str, StageCounts]:
         return self._engine.progress() if self._engine is not None else {}

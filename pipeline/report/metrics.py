@@ -142,10 +142,17 @@ class RunMetrics:
     def waiting(self, message: str) -> None:
         """Nothing is recorded before a run begins."""
 
+    def decided(self, warning: str) -> None:
+        """It is no figure."""
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         """Start recording; ``done`` are partitions of earlier runs."""
-        self._num_partitions, self._num_left = len(partitions), len(partitions) - len(done)
-        self._engine = engine
+        with self._lock:  # what was recorded of a beginning before this one is done anew
+            self._num_partitions, self._num_left = len(partitions), len(partitions) - len(done)
+            self._engine, self._finished = engine, {}
+            self._recent.clear()
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._record_often, name="metrics", daemon=True)
         self._thread.start()
 

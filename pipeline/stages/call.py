@@ -37,6 +37,25 @@ def call_on_rows(step: Step, batch: Batch, rows: int) -> tuple[Any, Errors]:
     return _joined(results), errors
 
 
+def look_at_first(step: Step, batch: Batch, positions: np.ndarray) -> None:
+    """Show a CPU step those of some rows that are a partition's first, one by one.
+
+    Args:
+        step: The step.
+        batch: Rows of a partition, as the step reads them.
+        positions: Int64 [N], their positions in the partition's input.
+
+    Raises:
+        DecisionError: the step finds that a setting cannot hold.
+    """
+    for row in np.flatnonzero(positions < step.first_rows):
+        alone = {name: take(column, np.array([row])) for name, column in batch.items()}
+        try:
+            step.look_at_first(alone)
+        except BaseException as error:
+            _raise_unless_a_rows_fault(step, error)  # such a fault comes again when it is called
+
+
 def call_on_slots(step: Step, batch: Batch, slots: int) -> tuple[Any, Errors]:
     """Call a device step, always with full batches; find bad slots one by one when it raises.
 

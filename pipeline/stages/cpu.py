@@ -7,9 +7,10 @@ import numpy as np
 
 from operators.base import Operator
 from operators.columns import check_column, num_bytes, num_values
+from pipeline.errors import DecisionError
 from pipeline.plan import BoundStep
 from pipeline.stages.block import Block, empty_column
-from pipeline.stages.call import call_on_rows, check_outputs
+from pipeline.stages.call import call_on_rows, check_outputs, look_at_first
 
 
 class CpuStage:
@@ -49,7 +50,13 @@ def _apply(bound: BoundStep, block: Block) -> int:
         block.columns = {name: empty_column(bound.fields[name]) for name in bound.keep}
         return 0
     batch = {name: block.columns[field] for name, field in bound.reads.items()}
-    result, errors = call_on_rows(bound.step, batch, block.num_rows)
+    try:
+        if bound.step.first_rows and block.state.probed is None:
+            look_at_first(bound.step, batch, block.rows)
+        result, errors = call_on_rows(bound.step, batch, block.num_rows)
+    except DecisionError as error:
+        error.step = bound.label
+        raise
     if errors:
         block.reject(bound.label, errors)
     tokens = 0

@@ -6,7 +6,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from operators.base import Column, Operator, Verdict
-from operators.columns import check_column, concat, num_bytes, num_values, take
+from operators.columns import (
+    check_column,
+    concat,
+    num_bytes,
+    num_values,
+    take,
+    to_numpy,
+    to_torch,
+)
+from pipeline.errors import DecisionError
 from pipeline.plan import BoundStep
 from pipeline.stages.block import Block
 from pipeline.stages.call import call_on_slots, check_outputs
@@ -93,7 +102,11 @@ class DeviceStage:
     ) -> np.ndarray:
         """Call a step on all slots and return which rows of the block stay."""
         batch = {name: on_device[field] for name, field in bound.reads.items()}
-        result, slot_errors = call_on_slots(bound.step, batch, self._batch_size)
+        try:
+            result, slot_errors = call_on_slots(bound.step, batch, self._batch_size)
+        except DecisionError as error:
+            error.step = bound.label
+            raise
         rows_of = {int(slot): row for row, slot in enumerate(live)}
         errors = {rows_of[s]: error for s, error in slot_errors.items() if s in rows_of}
         kept = np.setdiff1d(np.arange(block.num_rows), list(errors)).astype(np.int64)
@@ -157,13 +170,11 @@ def _part(block: Block, rows: np.ndarray, dead: np.ndarray) -> Block:
 def _to_device(column: Column, device: str) -> Column:
     if not isinstance(column, np.ndarray):
         return column
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(column))
+    tensor = to_torch(np.ascontiguousarray(column))
     if device == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _to_host(column: Column) -> Column:
-    return column.cpu().numpy() if hasattr(column, "is_cuda") else column
+    return to_numpy(column) if hasattr(column, "is_cuda") else column

@@ -268,6 +268,9 @@ class Stop:
     def waiting(self, message: str) -> None:
         raise AssertionError(message)
 
+    def decided(self, warning: str) -> None:
+        raise AssertionError(warning)
+
     def begin(self, partitions: object, done: object, engine: object) -> None:
         pass
 

@@ -300,6 +300,9 @@ class _Witness:
     def waiting(self, message: str) -> None:
         raise AssertionError(message)
 
+    def decided(self, warning: str) -> None:
+        raise AssertionError(warning)
+
     def begin(self, partitions: object, done: object, engine: Engine) -> None:
         self.engine = engine
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.base import Ragged
-from operators.errors import ContractError, SetupError
+from operators.errors import ContractError, DecisionError, SetupError
 from operators.testing import assert_operator_contract
 from operators.text.backends import choose as choosing
 from operators.text.backends import spot_check
@@ -155,32 +155,48 @@ def test_a_difference_refuses_a_backend_that_is_asked_for(monkeypatch: pytest.Mo
         ready(backend="fast")
 
 
-def test_a_difference_in_a_workers_documents_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_in_first_documents_asks_for_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     corrupt(monkeypatch, "flour mill")
     op = ready()
     assert op.identity()["backend"] == "fast"
-    with pytest.raises(ContractError, match=r"in 'a flour mill'; set backend: reference"):
-        op({"text": column(["the wheel", "a flour mill"])})
+    op.look_at_first({"text": column(["the wheel"])})
+    with pytest.raises(DecisionError, match=r"in 'a flour mill'; set backend: reference") as caught:
+        op.look_at_first({"text": column(["a flour mill"])})
+    assert (caught.value.field, caught.value.value) == ("backend", "reference")
+    assert "flour" not in caught.value.warning  # it is the same wherever the difference is
+    reference = ready(backend="reference")
+    reference.look_at_first({"text": column(["a flour mill"])})
 
 
-def test_documents_are_compared_again_after_some_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_are_compared_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, "flour mill")
-    monkeypatch.setattr(spot_check, "EVERY_BYTES", 1_000)
     op = ready()
-    bad = {"text": column(["a flour mill"])}
-    op({"text": column(["the wheel"])})  # the worker's first documents
-    for _ in range(1_000 // len("a flour mill")):
-        op(bad)  # not looked at
-    op(bad)
-    with pytest.raises(ContractError, match="gives other ids"):
-        op(bad)
+    monkeypatch.setattr(spot_check, "EVERY_BYTES", 16)
+    with pytest.raises(DecisionError, match="gives other ids"):
+        op({"text": column(["the wheel", "a flour mill, longer than 16 bytes"])})
+
+
+def test_documents_are_drawn_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """About one in so much text, the same ones in any company."""
+    reference = read(BPE)
+    check = spot_check.SpotCheck(Fast(reference), reference, BPE)
+    monkeypatch.setattr(spot_check, "EVERY_BYTES", 1 << 10)
+    letters = np.random.default_rng(0).integers(97, 123, 250_000, np.uint8).tobytes().decode()
+    texts = ["", *(letters[50 * i : 50 * i + i % 50] for i in range(5_000))]
+    drawn = check.drawn(column(texts)).to_pylist()
+    expected = sum(map(len, texts)) / (1 << 10)
+    assert 0.5 * expected < len(drawn) < 2 * expected
+    alone = [text for text in texts if check.drawn(column(["y", text]).slice(1)).to_pylist()]
+    assert alone == drawn
 
 
 def test_spot_check_passes_over_what_is_no_utf8() -> None:
     data = pa.array([b"\xff\xfe"], pa.large_binary())
     broken = pa.Array.from_buffers(pa.large_string(), 1, data.buffers())
     reference = read(BPE)
-    spot_check.SpotCheck(Fast(reference), reference, BPE).look(broken)
+    spot_check.SpotCheck(Fast(reference), reference, BPE).compare(broken)
 
 
 @pytest.mark.parametrize(("name", "package"), [("fast", "fastokens"), ("tiktoken", "tiktoken")])

@@ -25,6 +25,9 @@ class _UntilAllAreReady:
     def waiting(self, message: str) -> None:
         pass
 
+    def decided(self, warning: str) -> None:
+        pass
+
     def begin(self, partitions: object, done: object, engine: object) -> None:
         pass
 

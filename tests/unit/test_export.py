@@ -73,6 +73,9 @@ class StopsAfter:
     def waiting(self, message: str) -> None:
         pass
 
+    def decided(self, warning: str) -> None:
+        pass
+
     def begin(self, partitions: Sequence[Partition], done: Set[int], engine: Engine) -> None:
         self.before = set(done)
 

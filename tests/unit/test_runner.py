@@ -514,6 +514,9 @@ def test_a_listener_hears_of_every_commit(job: dict[str, Any]) -> None:
         def waiting(self, message: str) -> None:
             raise AssertionError(message)
 
+        def decided(self, warning: str) -> None:
+            raise AssertionError(warning)
+
         def begin(self, partitions: Any, done: Any, engine: Any) -> None:
             heard.append((len(partitions), set(done), engine.num_workers))
 

@@ -1,25 +1,26 @@
 """Compare a backend with the reference while a run goes on."""
 
-import threading
-
+import numpy as np
 import pyarrow as pa
 
-from operators.errors import ContractError
+from operators.columns import take
+from operators.errors import DecisionError
 from operators.text.backends.base import Backend, Reference
 from operators.text.backends.choose import first_difference
 from operators.text.text_column import utf8_bytes
 
-FIRST_DOCUMENTS = 32
-FIRST_BYTES = 1 << 11
-"""How many documents are compared when a worker begins, and how much of each."""
+FIRST_DOCUMENTS = 16
+COMPARED_BYTES = 1 << 10
+"""How many documents of a partition are compared at its beginning, and how much of any."""
 
-LATER_BYTES = 1 << 10
 EVERY_BYTES = 16 << 20
-"""How much of a document is compared later, and after how much text again: 1 % of the time."""
+"""One more document is compared in about so much text."""
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class SpotCheck:
-    """Looks at the first documents of a worker, and at one in every 16 MiB from then on.
+    """Compares documents; which ones depends on the documents alone, so that all runs do the same.
 
     The beginning of a document is a text of its own, so that is what both encode.
 
@@ -31,37 +32,46 @@ class SpotCheck:
 
     def __init__(self, backend: Backend, reference: Reference, where: str) -> None:
         self._backend, self._reference, self._where = backend, reference, where
-        self._lock = threading.Lock()
-        self._left = 0  # bytes until the next look
-        self._is_first = True
 
-    def look(self, texts: pa.Array) -> None:
-        """Compare some of the documents that are about to be encoded.
+    def compare(self, texts: pa.Array) -> None:
+        """Compare the beginnings of documents.
 
         Raises:
-            ContractError: the ids differ.
+            DecisionError: the ids differ.
         """
-        documents = utf8_bytes(texts)
-        with self._lock:
-            is_due, is_first = self._left <= 0, self._is_first
-            self._left = EVERY_BYTES if is_due else self._left - len(documents.values)
-            self._is_first = self._is_first and not is_due
-        if not is_due:
+        if not len(texts):
             return
-        rows, size = (
-            (range(min(FIRST_DOCUMENTS, len(documents))), FIRST_BYTES)
-            if is_first
-            else (range(min(1, len(documents))), LATER_BYTES)
-        )
+        documents = utf8_bytes(texts)
         # A character that is cut is left out, and so is what is no UTF-8.
-        starts = [documents[row][:size].tobytes().decode("utf-8", "ignore") for row in rows]
+        starts = [
+            documents[row][:COMPARED_BYTES].tobytes().decode("utf-8", "ignore")
+            for row in range(len(documents))
+        ]
         difference = first_difference(
             self._backend, self._reference, pa.array(starts, pa.large_string())
         )
         if difference is not None:
-            raise ContractError(
+            raise DecisionError(
                 f"text_tokenizer: {self._backend.library} gives other ids for {self._where!r} than "
-                f"its reference: {difference}",
-                hint="set backend: reference and start again with --fresh, so that all ids are "
-                "those of one library",
+                f"its reference, {self._reference.library}, on documents of this corpus",
+                found=difference,
+                field="backend",
+                value="reference",
             )
+
+    def drawn(self, texts: pa.Array) -> pa.Array:
+        """Return one document in every 16 MiB of text: the longer, the likelier.
+
+        They are drawn by a hash of the document's length and eight of its bytes.
+        """
+        documents = utf8_bytes(texts)
+        if not len(documents.values):
+            return texts[:0]
+        lengths = documents.lengths
+        mixed = lengths.astype(np.uint64)
+        for eighths in range(8):  # an empty document has no byte, and is never drawn
+            at = documents.offsets[:-1] + ((lengths - 1) * eighths >> 3)
+            mixed = (mixed ^ documents.values[at]) * _FACTOR
+            mixed ^= mixed >> np.uint64(29)
+        draw = mixed & np.uint64(EVERY_BYTES - 1)
+        return take(texts, np.flatnonzero(draw < lengths.astype(np.uint64)))
