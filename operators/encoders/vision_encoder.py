@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from operators.base import Batch, Column, FieldSpec, Operator, OperatorConfig, Ragged, Resources
-from operators.columns import check_column, num_rows, take_batch
+from operators.columns import check_column, num_rows, take_batch, to_numpy
 from operators.encoders.checkpoint import EXTRA, EncoderCheckpoint
 from operators.encoders.families import PUBLISHED, Preparation, Size, Steps, preparation_of
 from operators.errors import ContractError, RowErrors, SampleError, SetupError
@@ -50,7 +50,7 @@ class VisionEncoderConfig(OperatorConfig):
         Field(description="What is computed in. bfloat16 is faster on a GPU."),
     ] = "float32"
     store_dtype: Annotated[
-        Literal["float32", "float16"],
+        Literal["float32", "float16", "bfloat16"],
         Field(description="Of features, class token, keys and values; attention is float32."),
     ] = "float32"
     layers: Annotated[
@@ -158,10 +158,10 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:
         """``features``, and what was asked for."""
-        config, shape, crops = self.config, self._shape, self._crops
+        shape, crops, dtype = self._shape, self._crops, self.config.store_dtype
         tokens, heads = shape.num_tokens, shape.heads
-        dtype, channels = config.store_dtype, shape.channels * len(config.layers)
-        layers = len(config.attention_layers)
+        channels, layers = shape.channels * len(self._layers), len(self._attention_layers)
+        assert self._key_layer < shape.num_layers  # it is there, asked for or not
         per_token = FieldSpec(dtype, (*crops, tokens, heads, shape.head_dim))
         every = {
             "features": FieldSpec(dtype, (*crops, tokens, channels)),
@@ -267,7 +267,7 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
             column = torch.cat([part[name] for part in parts]) if parts else empty
             finite &= torch.isfinite(column.flatten(1)).all(dim=1).cpu()
             if offsets is not None:
-                found[name] = Ragged(column.numpy(), offsets)
+                found[name] = Ragged(to_numpy(column), offsets)
             else:
                 found[name] = column.reshape(rows, *crops, *column.shape[1:]) if crops else column
         if "token_mask" in self._asked:
