@@ -378,21 +378,12 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
 
     @property
     def _shape(self) -> "TowerShape":
-        return self._shape_of(self._sides)
+        """What the model gives for images of these sides."""
+        import_extra("transformers", extra=EXTRA, where=self.config.name)
+        from operators.encoders.nn.tower import shape_of
 
-    def _shape_of(self, sides: tuple[int, int]) -> "TowerShape":
-        if sides not in self._shapes:
-            import_extra("transformers", extra=EXTRA, where=self.config.name)
-            from operators.encoders.nn.tower import shape_of
-
-            self._shapes[sides] = shape_of(
-                self._config, sides, interpolate=self.config.interpolate, where=self.config.name
-            )
-        return self._shapes[sides]
-
-    @cached_property
-    def _shapes(self) -> "dict[tuple[int, int], TowerShape]":
-        return {}
+        interpolate = self.config.interpolate
+        return shape_of(self._config, self._sides, interpolate=interpolate, where=self.config.name)
 
     @property
     def _layers(self) -> Sequence[Layer]:

@@ -100,13 +100,25 @@ def empty_model(config: Any, where: str) -> Any:
     return model.eval()
 
 
-def shape_of(config: Any, sides: tuple[int, int], *, interpolate: bool, where: str) -> "TowerShape":
+_SHAPES: dict[tuple[str, tuple[int, int], bool], TowerShape] = {}
+
+
+def shape_of(config: Any, sides: tuple[int, int], *, interpolate: bool, where: str) -> TowerShape:
     """Find out what the model gives for images of these sides, by running it without values.
+
+    A plan asks again for every field that is read later, so what was found is kept.
 
     Raises:
         ContractError: it does not take images of these sides.
         SetupError: it is no vision transformer whose image tokens are known.
     """
+    key = (config.to_json_string(use_diff=False), sides, interpolate)
+    if key not in _SHAPES:
+        _SHAPES[key] = _measured(config, sides, interpolate=interpolate, where=where)
+    return _SHAPES[key]
+
+
+def _measured(config: Any, sides: tuple[int, int], *, interpolate: bool, where: str) -> TowerShape:
     model = empty_model(config, where)
     notes = Notes({}, 0)
     patch = _pair(getattr(config, "patch_size", None), where, config)
