@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -132,22 +133,19 @@ def run(folder: Path, name: str, args: argparse.Namespace) -> float:
 def figures(folder: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run a job and say what it stored and how fast its stages were."""
     took = run(folder, name, args)
-    report = json.loads((folder / name / "report.json").read_text(encoding="utf-8"))
-    stages = {}
-    for stage in report["stages"]:
-        stages[stage["name"]] = rate(stage["samples"], stage["busy_s"])
-        for step, seconds in stage["steps"].items():
-            stages[step] = rate(stage["samples"], seconds)
+    busy: Counter[str] = Counter()
+    for record in records(folder / name):
+        for stage, counts in record["stages"].items():
+            busy[stage] += counts["busy_s"]
+            busy.update(counts.get("steps", {}))
     shards = (folder / name / "shards").iterdir()
     return {
         "seconds_with_start": round(took, 1),
         "stored_bytes": sum(path.stat().st_size for path in shards),
-        "images_per_busy_s": stages,
+        "images_per_busy_s": {
+            step: round(args.images / seconds, 1) for step, seconds in busy.items() if seconds
+        },
     }
-
-
-def rate(samples: int, seconds: float) -> float | None:
-    return round(samples / seconds, 1) if seconds else None
 
 
 def run_and_kill(folder: Path, args: argparse.Namespace) -> int:
@@ -164,8 +162,15 @@ def run_and_kill(folder: Path, args: argparse.Namespace) -> int:
 
 def committed(output: Path) -> int:
     """Return how many partitions have a record."""
-    segments = (output / "_ledger").glob("[0-9]*.jsonl")
-    return sum(path.read_bytes().count(b"\n") - 1 for path in segments)
+    return len(records(output))
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """Return the records of the partitions that are done."""
+    found = []
+    for segment in sorted((output / "_ledger").glob("[0-9]*.jsonl")):
+        found += [json.loads(line) for line in segment.read_bytes().splitlines()[1:]]
+    return found
 
 
 def digests(output: Path) -> dict[str, str]:

@@ -45,6 +45,12 @@ _REMOTE = (
     "(model_type radio), can be read"
 )
 
+_TIMM = (
+    "models of timm are not read, because timm needs torchvision, whose builds must match torch's "
+    "to be imported at all. Give the same weights in the format of transformers: the hub has "
+    "facebook/dinov2-*, google/vit-*, google/siglip-*, facebook/deit-* and others"
+)
+
 
 class EncoderCheckpoint:
     """A vision encoder on disk, at a URL or on the hub. Nothing is read before it is asked for.
@@ -62,6 +68,8 @@ class EncoderCheckpoint:
     def __init__(
         self, weights: str, *, revision: str | None, files: ModelFiles, where: str
     ) -> None:
+        if weights.startswith("timm:"):
+            raise SetupError(f"{where}: weights={weights!r}: {_TIMM}")
         if weights.endswith(SUFFIXES):
             raise SetupError(
                 f"{where}: weights={weights!r} is a file",
@@ -108,6 +116,8 @@ class EncoderCheckpoint:
         if self._is_intern:
             return _intern_config(config.get("vision_config", config), where)
         model_type = config.get("model_type")
+        if model_type is None and "architecture" in config:
+            raise SetupError(f"{where}: {config['architecture']}: {_TIMM}")
         if model_type not in transformers.CONFIG_MAPPING:
             if "auto_map" in config:
                 raise SetupError(f"{where}: {_kind(config)}: {_REMOTE}")

@@ -334,6 +334,10 @@ MISTAKES = {
         lambda folder: write_config(folder, model_type="new"),
         "model_type 'new', which transformers .* does not have",
     ),
+    "timm": (
+        lambda folder: write_config(folder, architecture="vit_base_patch16_224"),
+        "vit_base_patch16_224: models of timm are not read, because timm needs torchvision",
+    ),
     "a text model": (
         lambda folder: write_config(folder, model_type="bert"),
         "no vision model of model_type 'bert'",
@@ -358,6 +362,21 @@ def test_wrong_checkpoints_are_refused(mistake: str, tmp_path: Path) -> None:
     change(tmp_path)
     with pytest.raises(SetupError, match=message):
         encode(encoder(weights), {"image": pixels(1)})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("timm:vit_base_patch16_224", "models of timm are not read"),
+        ("model.safetensors", "is a file"),
+        ("nowhere", "neither a folder nor a hub id"),
+    ],
+)
+def test_weights_that_are_no_model_are_refused(weights: str, message: str) -> None:
+    step = encoder(weights)
+    step.bind({"image": spec_of(pixels(1))})
+    with pytest.raises(SetupError, match=message):
+        step.outputs  # noqa: B018
 
 
 @pytest.mark.parametrize(
