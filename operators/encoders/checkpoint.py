@@ -147,7 +147,7 @@ class EncoderCheckpoint:
 
     @cached_property
     def weight_files(self) -> tuple[str, ...]:
-        """Names of the weight files, one or the shards.
+        """Names of the weight files: one, or the shards that hold the vision part.
 
         Raises:
             SetupError: there is none.
@@ -157,7 +157,10 @@ class EncoderCheckpoint:
                 return (name,)
             index = self._read(f"{name}.index.json")
             if index is not None:
-                return tuple(sorted(set(index["weight_map"].values())))
+                places = index["weight_map"].items()
+                of_tower = {file for stored, file in places if _TOWER.match(stored)}
+                every = {file for _, file in places}
+                return tuple(sorted(of_tower if self._is_part and of_tower else every))
         raise SetupError(
             f"{self._where}: {self._weights} has neither {WEIGHT_FILE} nor {_PICKLE}, nor shards",
             hint="give a folder, URL or hub id in the format of transformers",
@@ -170,7 +173,7 @@ class EncoderCheckpoint:
             SetupError: a file is missing or not whole.
         """
         found: dict[str, Any] = {}
-        is_part = "vision_config" in self._json
+        is_part = self._is_part
         for name in self.weight_files:
             path = self._file(name).weight_path()
             with open_tensors(path, where=self._where, extra=EXTRA) as file:
@@ -194,6 +197,11 @@ class EncoderCheckpoint:
             assert isinstance(of_file, dict)
             digests |= of_file
         return {**found, "sha256": digests}
+
+    @property
+    def _is_part(self) -> bool:
+        """Whether the model has other parts than the vision tower."""
+        return "vision_config" in self._json
 
     @property
     def _is_intern(self) -> bool:

@@ -431,8 +431,10 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
 
         assert self._tower is not None, "setup comes first"
         config, num = self.config, len(pixels)
-        full = pixels.new_zeros((config.tower_batch, *pixels.shape[1:]))
-        full[:num] = pixels
+        full = pixels
+        if num < config.tower_batch:
+            full = pixels.new_zeros((config.tower_batch, *pixels.shape[1:]))
+            full[:num] = pixels
         full = full.to(self._device).permute(0, 3, 1, 2).contiguous()
         normalised = self._preparation.normalization.of(full)
         exact = config.dtype == "float32"

@@ -231,6 +231,21 @@ def test_the_vision_part_of_a_larger_model_is_read(kind: str, tmp_path: Path) ->
     close(encode(encoder(weights), {"image": images})["features"], wanted)
 
 
+def test_shards_without_a_part_of_the_tower_are_not_read(tmp_path: Path) -> None:
+    vision, _ = dual("clip", tmp_path)
+    folder, whole = tmp_path / "shards", transformers.CLIPModel.from_pretrained(tmp_path)
+    whole.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {file for name, file in index.items() if name.startswith("vision_model.")}
+    others = set(index.values()) - needed
+    for name in others:
+        (folder / name).unlink()
+    assert others
+    wanted = truth(vision, pixels(2)).hidden_states[-2][:, 1:]
+    close(encode(encoder(str(folder)), {"image": pixels(2)})["features"], wanted)
+
+
 def test_weights_in_several_files_or_pickles_are_read(tmp_path: Path) -> None:
     model, images = model_of(config_of("vit")), pixels(2)
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
