@@ -1,6 +1,7 @@
 """vision_encoder: features and signals of every family, against transformers' eager attention."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +224,59 @@ def dual(kind: str, folder: Path) -> tuple[Any, str]:
     return model.vision_model, write(model, folder)
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_the_vision_part_of_a_larger_model_is_read(kind: str, tmp_path: Path) -> None:
-    vision, weights = dual(kind, tmp_path)
+def assistant(kind: str, folder: Path) -> tuple[Any, str]:
+    """Write a model that talks about images; return its vision part."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "num_key_value_heads": 2, "intermediate_size": 16, "vocab_size": 99}
+    tower, language = {
+        "llava": ("clip_vision_model", "llama"),
+        "internvl": ("internvl_vision", "qwen2"),
+    }[kind]
+    config = transformers.CONFIG_MAPPING[kind](
+        vision_config=config_of(tower).to_dict(), text_config={**text, "model_type": language}
+    )
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    return model.model.vision_tower, write(model, folder)
+
+
+def classifier(kind: str, folder: Path) -> tuple[Any, str]:
+    """Write a model with a head of classes; return what is before it."""
+    model = transformers.ViTForImageClassification(config_of(kind)).eval()
+    return model.vit, write(model, folder)
+
+
+@pytest.mark.parametrize(
+    ("larger", "kind"),
+    [
+        (dual, "clip"),
+        (dual, "siglip"),
+        (assistant, "llava"),
+        (assistant, "internvl"),
+        (classifier, "vit"),
+    ],
+)
+def test_the_vision_part_of_a_larger_model_is_read(larger: Any, kind: str, tmp_path: Path) -> None:
+    vision, weights = larger(kind, tmp_path)
+    vision.set_attn_implementation("eager")
     images = pixels(2)
-    wanted = truth(vision, images).hidden_states[-2][:, prefix_of(f"{kind}_vision_model") :]
+    wanted = truth(vision, images).hidden_states[-2][:, prefix_of(vision.config.model_type) :]
     close(encode(encoder(weights), {"image": images})["features"], wanted)
+
+
+def test_names_that_older_versions_wrote_are_read(tmp_path: Path) -> None:
+    vision, weights = assistant("llava", tmp_path)
+    vision.set_attn_implementation("eager")
+    file = Path(weights) / "model.safetensors"
+    older = {
+        re.sub(
+            r"^(?:model\.)?vision_tower\.(?!vision_model)", "vision_tower.vision_model.", name
+        ): t
+        for name, t in load_file(file).items()
+    }
+    assert any(name.startswith("vision_tower.vision_model.") for name in older)
+    save_file(older, file)
+    wanted = truth(vision, pixels(2)).hidden_states[-2][:, 1:]
+    close(encode(encoder(weights), {"image": pixels(2)})["features"], wanted)
 
 
 def test_shards_without_a_part_of_the_tower_are_not_read(tmp_path: Path) -> None:
