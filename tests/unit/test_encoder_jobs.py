@@ -62,7 +62,7 @@ def processor_of(found: PublishedEncoder) -> dict[str, object]:
     }
 
 
-def chain_of(name: str, folder: Path, **changes: str) -> Chain:
+def chain_of(name: str, folder: Path) -> Chain:
     job = load_job(JOBS / f"{name}.yaml")
     source = {"image_bytes": "binary", "label": "int64", "caption": "string"}
     fields = {field: FieldSpec(dtype) for field, dtype in source.items()}
