@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 Layer = int | Literal["last_hidden_state"]
 
 
+_MAPS = ("attention", "cls_attention", "cls_logits")
+_SIGNALS = (*_MAPS, "keys", "values")
+"""Those of ``SIGNALS`` that an attention has; maps are of ``attention_layers``."""
+
+
 class VisionEncoderConfig(OperatorConfig):
     """What a job may say about ``vision_encoder``."""
 
@@ -105,7 +110,8 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
 
     - ``cls`` [C]: the class token of the same hidden states;
     - ``cls_attention`` [layers, H, N], ``attention`` [layers, H, N, N]: softmax rows of
-      ``attention_layers`` at image tokens, not normalised again;
+      ``attention_layers`` at image tokens, not normalised again; ``cls_logits``: the class
+      token's before the softmax;
     - ``keys``, ``values`` [N, H, D] of ``key_layer``, as the attention uses them: after norms and
       rotary positions;
     - ``token_mask`` bool [*, N], of crops of ``anyres_crops``: False for tokens that LLaVA-NeXT's
@@ -167,6 +173,7 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
             "features": FieldSpec(dtype, (*crops, tokens, channels)),
             "cls": FieldSpec(dtype, (*crops, channels)),
             "cls_attention": FieldSpec("float32", (*crops, layers, heads, tokens)),
+            "cls_logits": FieldSpec("float32", (*crops, layers, heads, tokens)),
             "attention": FieldSpec("float32", (*crops, layers, heads, tokens, tokens)),
             "keys": per_token,
             "values": per_token,
@@ -177,7 +184,7 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
     @property
     def offers(self) -> Mapping[str, str]:
         """The class token, signals, and the mask of padded crops, where there are such."""
-        found = {name: about for name, (_, about) in SIGNALS.items()}
+        found = {name: SIGNALS[name][1] for name in _SIGNALS}
         found["cls"] = "[C]: the class token"
         found["token_mask"] = "bool [N]: False for padding"
         return {name: about for name, about in found.items() if name not in self.lacks}
@@ -190,7 +197,7 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
             found["token_mask"] = "only crops of anyres_crops are padded; give it their crop_grid"
         if not self._shape.prefix:
             model = self._config.model_type
-            found["cls"] = f"{model} has no class token"
+            found["cls"] = found["cls_logits"] = f"{model} has no class token"
             if self.config.cls_attention == "class_token":
                 found["cls_attention"] = (
                     f"{model} has no class token; `cls_attention: received` gives the mean "
@@ -409,9 +416,8 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
     def _signals(self) -> Mapping[int, frozenset[str]]:
         """Layer -> what is to be noted of it."""
         found: dict[int, frozenset[str]] = {}
-        for name in sorted(self._asked & set(SIGNALS)):
-            is_map = name in ("cls_attention", "attention")
-            for layer in self._attention_layers if is_map else (self._key_layer,):
+        for name in sorted(self._asked & set(_SIGNALS)):
+            for layer in self._attention_layers if name in _MAPS else (self._key_layer,):
                 found[layer] = found.get(layer, frozenset()) | {self._noted(name)}
         return found
 
@@ -444,10 +450,10 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
         for name, spec in self.outputs.items():
             if name == "token_mask":
                 continue
-            if name in ("cls_attention", "attention"):
+            if name in _MAPS:
                 maps = [encoded[layer, self._noted(name)] for layer in self._attention_layers]
                 column = torch.stack(maps, dim=1)
-            elif name in SIGNALS:
+            elif name in _SIGNALS:
                 column = encoded[self._key_layer, name]
             else:
                 column = encoded[name]

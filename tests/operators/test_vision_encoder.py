@@ -54,7 +54,7 @@ def test_features_and_signals_are_those_of_the_model(model_type: str, tmp_path: 
     model, images = model_of(config_of(model_type)), pixels(3)
     prefix, has_class = prefix_of(model_type), model_type not in WITHOUT_CLASS_TOKEN
     received = {} if has_class else {"cls_attention": "received"}
-    asked = (*SIGNALS, *(("cls",) if has_class else ()))
+    asked = (*SIGNALS, *(("cls", "cls_logits") if has_class else ()))
     options = {"attention_layers": [1, -2], "layers": [0, 2, -2], **received}
     step = encoder(write(model, tmp_path), asked, **options)
     found, wanted = encode(step, {"image": images}), truth(model, images)
@@ -65,6 +65,9 @@ def test_features_and_signals_are_those_of_the_model(model_type: str, tmp_path: 
     if has_class:
         close(found["cls"], states[:, 0])
         close(found["cls_attention"], maps[..., 0, prefix:])
+        whole = maps[..., 0, prefix:].log()  # the softmax takes away what is common to a row
+        logits = found["cls_logits"]
+        close(logits - logits[..., :1], whole - whole[..., :1])
     else:
         close(found["cls_attention"], maps.mean(dim=3))
     assert found["keys"].shape == found["values"].shape == (3, TOKENS, HEADS, WIDTH // HEADS)
@@ -464,7 +467,7 @@ def test_what_is_missing_is_said_with_the_option_that_helps(tmp_path: Path) -> N
     step = encoder(weights)
     assert "cls_attention: received" in step.lacks["cls_attention"]
     assert "cls_attention" not in step.offers
-    assert "cls" not in step.offers
+    assert not {"cls", "cls_logits"} & set(step.offers)
     assert "cls_attention" in encoder(weights, cls_attention="received").offers
 
 

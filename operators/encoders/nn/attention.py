@@ -23,8 +23,8 @@ class Notes:
     """What is asked of layers, and what was found in one forward pass.
 
     Attributes:
-        asked: Attention module -> which of ``cls_attention``, ``received_attention``,
-            ``attention``, ``keys`` and ``values`` are wanted of it.
+        asked: Attention module -> which of ``cls_attention``, ``cls_logits``, ``attention``,
+            ``received_attention``, ``keys`` and ``values`` are wanted of it.
         prefix: Tokens in front of the image's.
         found: (attention module, what) -> the tensor, of image tokens alone.
         seen: The modules that were called, and heads and channels a head of each.
@@ -86,10 +86,12 @@ def _weights(
 ) -> torch.Tensor:
     """Return float32 rows of the softmax, without the prefix, not normalised again.
 
-    ``cls_attention`` [B, H, N] is the first token's row alone; ``attention`` [B, H, N, N] the rows
-    of all image tokens, and ``received_attention`` [B, H, N] their mean.
+    ``cls_attention`` [B, H, N] is the first token's row alone, ``cls_logits`` that before the
+    softmax; ``attention`` [B, H, N, N] the rows of all image tokens, ``received_attention``
+    [B, H, N] their mean.
     """
-    rows = slice(0, 1) if what == "cls_attention" else slice(prefix, None)
+    is_first = what in ("cls_attention", "cls_logits")
+    rows = slice(0, 1) if is_first else slice(prefix, None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = query[:, :, rows].float() @ key.float().transpose(2, 3) * scale
     for bias in biases:
@@ -100,10 +102,10 @@ def _weights(
             scores = scores.masked_fill(~of_rows, float("-inf"))
         else:
             scores = scores + of_rows
-    weights = scores.softmax(dim=-1)[..., prefix:]
+    weights = (scores if what == "cls_logits" else scores.softmax(dim=-1))[..., prefix:]
     if what == "attention":
         return weights
-    return weights[:, :, 0] if what == "cls_attention" else weights.mean(dim=2)
+    return weights[:, :, 0] if is_first else weights.mean(dim=2)
 
 
 AttentionInterface.register(NAME, _attend)
