@@ -19,6 +19,7 @@ from operators.base import Batch, FieldSpec, Filter, Operator, OperatorConfig, R
 from operators.columns import take_batch
 from operators.testing import assert_operator_contract
 from operators.text.boundlessbpe import BoundlessBPETrainer, BoundlessBPETrainerConfig
+from tests.encoder_models import config_of, model_of, write
 from tests.golden_tokenizer import GoldenModel, models
 from tests.method_files import (
     FACTORIZER_FILE,
@@ -114,6 +115,7 @@ def boundlessbpe(folder: Path) -> tuple[dict[str, Any], Batch]:
 CASES: dict[str, Case] = {
     **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "anyres_crops": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "boundlessbpe": boundlessbpe,
     "byte_patches": lambda _: ({}, {"text": TEXTS}),
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
@@ -196,6 +198,10 @@ CASES: dict[str, Case] = {
     "text_template": lambda _: (
         {"template": ["# {title}\n", {"text": "{body}!", "unless_empty": "body"}]},
         {"title": TEXTS, "body": TEXTS},
+    ),
+    "vision_encoder": lambda folder: (
+        {"weights": write(model_of(config_of("dinov2")), folder), "device": "cpu"},
+        {"image": squares(ROWS, 28)},
     ),
     "vocabulary_inference": lambda _: (
         {"tokenizer": GOLDEN_TOKENIZER, "method": "bpe_dropout"},
