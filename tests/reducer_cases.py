@@ -74,6 +74,8 @@ CASES = (
         16,
         crops=(3,),
     ),
+    ReducerCase("quadtree_tokens", "dd7df78fe7d28b78", {"largest": 2, "threshold": 0.7}),
+    ReducerCase("quadtree_tokens", "41a6c3a090f1d0c6", {"largest": 4}, num_tokens=64),
     ReducerCase("sta", "793e8d67426b42c6", num_tokens=12, crops=(4,)),
     ReducerCase(
         "sta", "fa9dcc454051aebd", {"keep": 5, "slots": 4, "reverse": True, "metric": "features"}
@@ -100,7 +102,7 @@ def reducer(
     for signal in op.signals:
         shape = tuple(sizes[letter] for letter in _LETTERS[signal])
         fields[signal] = FieldSpec(SIGNALS[signal][0].dtype.split("|")[0], (*crops, *shape))
-    op.bind({**fields, **op.further_inputs})
+    op.bind({**op.further_inputs, **fields})
     op.setup("cpu")
     return op
 

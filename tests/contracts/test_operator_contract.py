@@ -180,6 +180,10 @@ CASES: dict[str, Case] = {
         {"text": TEXTS},
     ),
     "numeric_tokens": lambda _: ({}, {"text": TEXTS}),
+    "pos_pad": lambda _: (
+        {},
+        {"token_map": np.tile(np.array([0, -1, -1, 2, 1, -1], np.int16), (ROWS, 1))},
+    ),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "run_length_ids": lambda _: (
         {"merge": "duplicates"},
