@@ -29,6 +29,7 @@ from typing import (
     runtime_checkable,
 )
 
+import ml_dtypes  # noqa: F401 - numpy then knows bfloat16 by name
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,8 +78,8 @@ class FieldSpec:
     """What one field of a sample is.
 
     Attributes:
-        dtype: A numpy dtype name, or ``string``, ``binary``, ``pillow``. In an operator's
-            ``inputs`` several may be allowed: ``"uint8|uint16|uint32"``.
+        dtype: A numpy dtype name, ``bfloat16``, ``string``, ``binary`` or ``pillow``. In an
+            operator's ``inputs`` several may be allowed: ``"uint8|uint16|uint32"``.
         shape: Per-sample shape; ``None`` is a ragged dimension (or, in ``inputs``, any).
         vocab_size: Ids lie in [0, vocab_size); None for fields that hold no ids. In
             ``inputs`` it is the largest vocabulary that is accepted.

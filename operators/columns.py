@@ -1,6 +1,7 @@
 """Row operations on columns of any kind: count, select, join, measure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +79,26 @@ def as_ragged(column: np.ndarray | Ragged) -> Ragged:
     n, length = column.shape[:2]
     values = column.reshape(n * length, *column.shape[2:])
     return Ragged(values, np.arange(n + 1, dtype=np.int64) * length)
+
+
+def to_torch(values: np.ndarray) -> Any:
+    """Return a tensor that shares the values' memory; torch has no bridge for bfloat16."""
+    import torch
+
+    if values.dtype == np.dtype("bfloat16"):
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """Return a tensor of any device as numpy, the other way round."""
+    import torch
+
+    values = tensor.detach().cpu()
+    if values.dtype == torch.bfloat16:
+        values = values.contiguous().view(torch.int16)
+    found: np.ndarray = values.numpy()
+    return found.view("bfloat16") if tensor.dtype == torch.bfloat16 else found
 
 
 def check_column(name: str, column: Column, spec: FieldSpec, rows: int, where: str) -> None:

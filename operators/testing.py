@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import Batch, Column, Operator, Ragged
-from operators.columns import check_column, num_rows, take_batch
+from operators.columns import check_column, num_rows, take_batch, to_numpy, to_torch
 
 
 def assert_operator_contract(op: Operator[Any], batch: Batch, *, rows_alone: int = 4) -> Batch:
@@ -54,12 +54,12 @@ def _call(op: Operator[Any], batch: Batch) -> Batch:
     import torch
 
     tensors = {
-        name: torch.from_numpy(column).to(op.device) if isinstance(column, np.ndarray) else column
+        name: to_torch(column).to(op.device) if isinstance(column, np.ndarray) else column
         for name, column in batch.items()
     }
     out = op(tensors)
     return {
-        name: column.cpu().numpy() if isinstance(column, torch.Tensor) else column
+        name: to_numpy(column) if isinstance(column, torch.Tensor) else column
         for name, column in out.items()
     }
 

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from operators.base import Batch, Column, FieldSpec, Operator, OperatorConfig, Ragged, Resources
-from operators.columns import num_rows, take_batch
+from operators.columns import num_rows, take_batch, to_numpy, to_torch
 from operators.errors import ContractError, RowErrors, SampleError
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             if self.joint_crops:
                 return tensor.flatten(1, 2)
             return tensor.flatten(0, 1) if self._crop_axes else tensor
-        values = torch.from_numpy(column.values).to(self.config.device)
+        values = to_torch(column.values).to(self.config.device)
         if self._crop_axes:
             return values
         padded = values.new_zeros((len(column), self._num_tokens, *values.shape[1:]))
@@ -689,7 +689,7 @@ def _as_rows(column: Any, crops: "int | np.ndarray | None", rows: int) -> Column
         per_image = np.zeros(rows, np.int64)
         np.add.at(per_image, _images(crops, rows), lengths.cpu().numpy())
         offsets = np.concatenate(([0], np.cumsum(per_image)))
-        return Ragged(padded[is_there].cpu().numpy(), offsets)
+        return Ragged(to_numpy(padded[is_there]), offsets)
     if isinstance(crops, np.ndarray):
-        return Ragged(column.cpu().numpy(), crops)
+        return Ragged(to_numpy(column), crops)
     return column if crops is None else column.reshape(rows, crops, *column.shape[1:])

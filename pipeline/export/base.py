@@ -7,7 +7,7 @@ recorded when they are whole. What spans all files (an index, a card) is made fr
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -59,6 +59,11 @@ class Part(Protocol):
         ...
 
 
+def widened(spec: FieldSpec) -> FieldSpec:
+    """Return the spec of a field in an export: no other format has bfloat16."""
+    return replace(spec, dtype="float32") if spec.dtype == "bfloat16" else spec
+
+
 class ExportFormat(ABC):
     """One format. Holds nothing but settings: each process makes its own.
 
@@ -82,7 +87,7 @@ class ExportFormat(ABC):
 
     def __init__(self, manifest: Manifest, fields: Mapping[str, FieldSpec]) -> None:
         self.manifest = manifest
-        self.fields = dict(fields)
+        self.fields = {name: widened(spec) for name, spec in fields.items()}
 
     @classmethod
     def default_fields(cls, manifest: Manifest) -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError
@@ -87,9 +88,32 @@ class ShardRange:
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number)
                 seen += batch.num_rows
-                yield batch.select(positions)
+                yield self._widened(batch.select(positions))
         if seen != num_samples:
             raise ValueError(f"{seen:,} samples, the index says {num_samples:,}")
+
+    def _widened(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return a record batch with float32 where bits of bfloat16 are stored."""
+        fields = self._data_set.manifest.fields
+        for place, name in enumerate(self._fields):
+            if name in fields and fields[name].dtype == "bfloat16":
+                column = _wide(batch.column(place))
+                batch = batch.set_column(place, pa.field(name, column.type, False), column)
+        return batch
+
+
+def _wide(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        values = _wide(array.flatten())
+        return pa.FixedSizeListArray.from_arrays(
+            values, type=pa.list_(kind.value_field.with_type(values.type), kind.list_size)
+        )
+    if pa.types.is_list(kind):
+        values = _wide(array.values)
+        whole = pa.list_(kind.value_field.with_type(values.type))
+        return pa.ListArray.from_arrays(array.offsets, values, type=whole)
+    return pa.array(array.to_numpy().view("bfloat16").astype(np.float32))
 
 
 @contextmanager

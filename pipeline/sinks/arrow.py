@@ -63,7 +63,7 @@ class ArrowSink:
         self._fields = dict(fields)
         self._schema = pa.schema(
             [pa.field("key", pa.string(), nullable=False)]
-            + [pa.field(name, arrow_type(spec), nullable=False) for name, spec in fields.items()],
+            + [_schema_field(name, spec) for name, spec in fields.items()],
             metadata={"tokenmill": json.dumps(metadata, sort_keys=True, ensure_ascii=False)},
         )
         self._options = pa.ipc.IpcWriteOptions(
@@ -172,11 +172,17 @@ def arrow_type(spec: FieldSpec) -> pa.DataType:
         return pa.binary()
     if 0 in spec.shape:  # pyarrow divides by it, which ends the process
         raise ContractError(f"a field of {spec} cannot be stored, expected dimensions of 1 or more")
-    kind = pa.from_numpy_dtype(np.dtype(spec.dtype))
+    # Arrow has no bfloat16: its bits are stored, and the field's metadata says so.
+    kind = pa.from_numpy_dtype(np.dtype("uint16" if spec.dtype == "bfloat16" else spec.dtype))
     for length in reversed(spec.shape):
         item = pa.field("item", kind, nullable=False)
         kind = pa.list_(item) if length is None else pa.list_(item, length)
     return kind
+
+
+def _schema_field(name: str, spec: FieldSpec) -> pa.Field:
+    about = {"dtype": spec.dtype} if spec.dtype == "bfloat16" else None
+    return pa.field(name, arrow_type(spec), nullable=False, metadata=about)
 
 
 class _OpenShard:
@@ -281,7 +287,8 @@ def _array(column: Column, spec: FieldSpec) -> pa.Array:
 
 
 def _nested(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    array = pa.array(np.ascontiguousarray(values).reshape(-1))
+    flat = np.ascontiguousarray(values).reshape(-1)
+    array = pa.array(flat.view(np.uint16) if flat.dtype == np.dtype("bfloat16") else flat)
     kinds = []
     while pa.types.is_fixed_size_list(kind):
         kinds.append(kind)

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from operators.base import Column, Operator, Verdict
-from operators.columns import check_column, concat, num_bytes, num_values, take
+from operators.columns import (
+    check_column,
+    concat,
+    num_bytes,
+    num_values,
+    take,
+    to_numpy,
+    to_torch,
+)
 from pipeline.errors import DecisionError
 from pipeline.plan import BoundStep
 from pipeline.stages.block import Block
@@ -162,13 +170,11 @@ def _part(block: Block, rows: np.ndarray, dead: np.ndarray) -> Block:
 def _to_device(column: Column, device: str) -> Column:
     if not isinstance(column, np.ndarray):
         return column
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(column))
+    tensor = to_torch(np.ascontiguousarray(column))
     if device == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _to_host(column: Column) -> Column:
-    return column.cpu().numpy() if hasattr(column, "is_cuda") else column
+    return to_numpy(column) if hasattr(column, "is_cuda") else column
