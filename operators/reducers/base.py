@@ -463,7 +463,9 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         dtype = getattr(torch, self.outputs["token_map"].dtype)
         token_map, kept = reduction.token_map, reduction.features.shape[1]
         sizes = reduction.sizes
-        if sizes is None:
+        if sizes is None and reduction.index is not None:
+            sizes = tokens.sizes.gather(1, reduction.index)
+        elif sizes is None:
             sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0]
         found: dict[str, Any] = {"features": reduction.features, "sizes": sizes.round().to(dtype)}
         lengths = reduction.lengths
