@@ -77,8 +77,8 @@ class Chain:
         """Which operators are given images that were prepared otherwise than their authors do.
 
         An operator may have an attribute ``preprocessing``: names and options of the operators
-        that prepare its field ``image``, in order, where a ``size`` stands for the side of its
-        images; and ``other_preprocessing``, further such lists that its authors use. Nothing is
+        that prepare its field ``image``, in order, where the last ``size`` stands for the side of
+        its images, and others are in proportion; and ``other_preprocessing``, further such lists that its authors use. Nothing is
         said of views, which are cut otherwise on purpose, nor of images that come ready from the
         source or from the operator that decodes them.
         """
@@ -396,10 +396,16 @@ _HTTP = ("http://", "https://")
 
 
 def _configs(steps: Sequence[Mapping[str, Any]], side: int) -> list[OperatorConfig]:
-    """Return the configs of image operators, for images of the given side."""
+    """Return the configs of image operators, for images of the given side.
+
+    The last ``size`` stands for it, and earlier ones are in proportion.
+    """
+    sizes = [options["size"] for options in steps if "size" in options]
     return [
         registry.get(options["name"]).Config.model_validate(
-            {**options, **({"size": side} if "size" in options else {})}
+            {**options, "size": round(options["size"] * side / sizes[-1])}
+            if "size" in options
+            else options
         )
         for options in steps
     ]

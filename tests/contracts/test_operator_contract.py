@@ -19,6 +19,7 @@ from operators.base import Batch, FieldSpec, Filter, Operator, OperatorConfig, R
 from operators.columns import take_batch
 from operators.testing import assert_operator_contract
 from operators.text.boundlessbpe import BoundlessBPETrainer, BoundlessBPETrainerConfig
+from tests.encoder_models import config_of, model_of, write
 from tests.golden_tokenizer import GoldenModel, models
 from tests.method_files import (
     FACTORIZER_FILE,
@@ -119,6 +120,7 @@ def visual_bpe(folder: Path) -> tuple[dict[str, Any], Batch]:
 CASES: dict[str, Case] = {
     **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "anyres_crops": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
     "boundlessbpe": boundlessbpe,
     "byte_patches": lambda _: ({}, {"text": TEXTS}),
     "byte_text": lambda _: ({"add_bos": True}, {"text": TEXTS}),
@@ -212,6 +214,10 @@ CASES: dict[str, Case] = {
         {"title": TEXTS, "body": TEXTS},
     ),
     "visual_bpe": visual_bpe,
+    "vision_encoder": lambda folder: (
+        {"weights": write(model_of(config_of("dinov2")), folder), "device": "cpu"},
+        {"image": squares(ROWS, 28)},
+    ),
     "vocabulary_inference": lambda _: (
         {"tokenizer": GOLDEN_TOKENIZER, "method": "bpe_dropout"},
         {"text": TEXTS, "key": pa.array(list("abcde"), pa.large_string())},

@@ -25,6 +25,8 @@ def test_images_are_prepared_as_the_authors_do(path: Path) -> None:
         if step.__module__.startswith("operators.image."):
             before.append(config)
         authors = getattr(step, "preprocessing", ())
+        if isinstance(authors, property):  # read from the checkpoint: test_encoder_jobs.py
+            continue
         if authors and not isinstance(before[-1], CropsConfig):
             lists = (authors, *getattr(step, "other_preprocessing", ()))
             wanted = [

@@ -1,0 +1,1 @@
+"""Encoders: images to features, with what reducers want to know of them."""
