@@ -56,7 +56,7 @@ def encoded(num: int) -> pa.Array:
 
 
 def reduced(case: ReducerCase, _: Path) -> tuple[dict[str, Any], Batch]:
-    fixed = {"num_layers": case.num_layers, "crops": case.crops}
+    fixed: dict[str, Any] = {"num_layers": case.num_layers, "crops": case.crops}
     op = reducer(case.name, case.num_tokens, **fixed, **case.options)
     batch = {name: column.numpy() for name, column in batch_for(op, ROWS).items()}
     return {"device": "cpu", **case.options}, batch
