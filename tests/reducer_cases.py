@@ -26,6 +26,7 @@ class ReducerCase:
         options: Of its config.
         num_tokens: N, a square where the method needs a grid.
         num_layers: Of the attention that it reads.
+        averages: Rows of the result are averages of the tokens that went into them.
         identity: Options with which it leaves every token as it is, in order; None where none do.
         crops: Of each image, for methods that need several.
         overlaps: Rows also hold tokens that the map sends elsewhere.
@@ -36,6 +37,7 @@ class ReducerCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     num_tokens: int = 36
     num_layers: int = 1
+    averages: bool = True
     identity: Mapping[str, Any] | None = None
     crops: tuple[int | None, ...] = ()
     overlaps: bool = False
@@ -48,6 +50,50 @@ CASES = (
     ReducerCase("divprune", "a95a4ba8f94d6bc6", {"keep": 0.25, "order": "selection"}),
     ReducerCase("tome", "e5bb50f35406e497", {"keep": 20}),
     ReducerCase("tome", "dbb151cbb99a6174", {"keep": 0.75, "metric": "features"}),
+    ReducerCase(
+        "evit",
+        "c16b9a24fa68ede0",
+        {"keep": 9},
+        averages=False,
+        identity={"keep": 36, "order": "raster"},
+    ),
+    ReducerCase("evit", "1729d44cad01f7d8", {"keep": 0.5, "order": "raster"}, averages=False),
+    ReducerCase("ats", "a392117d07a30057", {"keep": 9}),
+    ReducerCase("ats", "1322adcc5379ce61", {"keep": 0.5, "variant": "paper"}),
+    ReducerCase("vtc_cls", "da4b06457e6316ab", {"keep": 9}, num_layers=3, identity={"keep": 36}),
+    ReducerCase(
+        "hiprune",
+        "153b4399302c17c3",
+        {"keep": 16, "alpha": 1.0},
+        num_layers=2,
+        identity={"keep": 36},
+    ),
+    ReducerCase(
+        "hiprune",
+        "a85d606f929c37f2",
+        {"keep": 0.5, "alpha": 0.5, "class_query": False, "variant": "paper"},
+        num_layers=2,
+    ),
+    ReducerCase("fopru", "814aff83b5f293fb", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("fopru", "5048188b3e363bd9", {"keep": 0.5, "strategy": "row"}),
+    ReducerCase("zero_tprune", "5f23d3676837ece7", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("zero_tprune", "d57f8995e449c9d0", {"keep": 0.5, "similar": 1.0, "rounds": 30}),
+    ReducerCase("mustdrop", "eee2bd2dcf384714", {"threshold": 0.0}, identity={"threshold": 1.0}),
+    ReducerCase("mustdrop", "3cddd7af5b1406bd", {"threshold": -0.2, "window": 2}),
+    ReducerCase("bat", "6fd48324f8482b6e", {"keep": 12, "matched": 0.3}),
+    ReducerCase("bat", "150440c323ace4c2", {"keep": 0.5, "attentive": 0.0, "weights": "size"}),
+    ReducerCase(
+        "token_corr_compressor",
+        "65a65a8a5cc7e82e",
+        {"similarity": 0.4},
+        num_layers=2,
+        identity={"similarity": 1.0},
+    ),
+    ReducerCase(
+        "token_corr_compressor", "dc91e471a2d00dee", {"similarity": 0.2, "repeats": 0.2, "least": 5}
+    ),
+    ReducerCase("vflowopt", "c52b183cdceec70d", {"keep": 0.4}),
+    ReducerCase("vflowopt", "5a7636b42fb978da", {"keep": 20, "threshold": 1.0, "cell": 3}),
     ReducerCase("hired", "5c4c53cfd3018054", crops=(5,), num_layers=2),
     ReducerCase(
         "hired", "ded20af6a8bd23cb", {"keep": 0.3, "variant": "paper"}, crops=(5,), num_layers=2

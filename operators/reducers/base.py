@@ -46,6 +46,9 @@ SIGNALS: Mapping[str, tuple[FieldSpec, str]] = {
 LOWEST = -1e30
 """Below every score that a method gives."""
 
+TINY = 1e-30
+"""Instead of zero where something is divided by a sum of weights."""
+
 _TOKEN_AXES: Mapping[str, tuple[int, ...]] = {
     "cls_attention": (3,),
     "attention": (3, 4),
@@ -124,6 +127,7 @@ class Reduction:
             None for those that merge.
         sizes: float32 [B, K], where rows also hold tokens that the map sends elsewhere; None is
             what the map says.
+        more: [B, K] for each of ``further_outputs``.
     """
 
     features: "torch.Tensor"
@@ -131,6 +135,7 @@ class Reduction:
     lengths: "torch.Tensor | None" = None
     index: "torch.Tensor | None" = None
     sizes: "torch.Tensor | None" = None
+    more: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
 
 
 ConfigT = TypeVar("ConfigT", bound=ReducerConfig)
@@ -167,7 +172,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     """Where the method is from: arXiv:..."""
     is_adaptive: ClassVar[bool] = False
     """How many tokens are left depends on the image."""
-    needs_grid: ClassVar[bool] = False
+    needs_grid: bool = False
     """Tokens must stand in the encoder's raster order: no reducer may come before."""
     needs_crops: ClassVar[bool] = False
     """Several crops of each image must be given."""
@@ -194,6 +199,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @property
     def further_inputs(self) -> Mapping[str, FieldSpec]:
         """Fields of an image, beside features and signals, that it reads."""
+        return {}
+
+    @property
+    def further_outputs(self) -> Mapping[str, str]:
+        """Fields that it adds beside ``sizes``, one value a row of the result -> their dtype."""
         return {}
 
     @abstractmethod
@@ -303,7 +313,12 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:
         """``features``, ``token_map``, ``sizes``, and the signals that were asked for."""
-        features = self._given.get("features", FieldSpec("float32", (1, 1)))
+        features = self._given.get("features")
+        if features is None:  # a description of what there will be
+            found = {"features": FieldSpec(FLOATS, (None, None))}
+            found |= {name: _OPTIONAL[name] for name in ("token_map", "sizes")}
+            more = self.further_outputs.items()
+            return {**found, **{name: FieldSpec(dtype, (None,)) for name, dtype in more}}
         *crops, _, channels = features.shape
         before = self._given.get("token_map")
         encoded = (*crops, features.shape[-2] or self._num_tokens)
@@ -319,6 +334,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             "features": FieldSpec(features.dtype, (*left, channels)),
             "token_map": FieldSpec(count, encoded),
             "sizes": FieldSpec(count, left),
+            **{name: FieldSpec(dtype, left) for name, dtype in self.further_outputs.items()},
         }
         for signal in sorted(self._asked):
             spec = self._given.get(signal)
@@ -467,7 +483,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             sizes = tokens.sizes.gather(1, reduction.index)
         elif sizes is None:
             sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0]
-        found: dict[str, Any] = {"features": reduction.features, "sizes": sizes.round().to(dtype)}
+        found: dict[str, Any] = {
+            "features": reduction.features,
+            "sizes": sizes.round().to(dtype),
+            **reduction.more,
+        }
         lengths = reduction.lengths
         if self._is_ragged:
             if lengths is None:
@@ -527,13 +547,16 @@ def select(tokens: Tokens, index: "torch.Tensor") -> Reduction:
     return Reduction(features, token_map, lengths, index)
 
 
-def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
+def merge(
+    tokens: Tokens, token_map: "torch.Tensor", kept: int, weights: "torch.Tensor | None" = None
+) -> Reduction:
     """Average tokens, weighted by size, in float32.
 
     Args:
         tokens: What is given.
         token_map: int64 [B, N]: the output row of each token, -1 drops it.
         kept: K; a row that no token goes into is zero.
+        weights: [B, N], positive, to weigh by instead.
     """
     import torch
 
@@ -545,9 +568,11 @@ def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
         place = order.argsort(dim=1)  # where each row goes, empty ones last
         token_map = torch.where(token_map < 0, -1, place.gather(1, token_map.clamp(min=0)))
         lengths = (~is_empty).sum(dim=1)
-    total = sum_by_map(sizes, token_map, kept)
-    summed = sum_by_map(tokens.features.float() * sizes, token_map, kept)
-    features = summed / total.clamp(min=1)
+    weigh = sizes if weights is None else weights[..., None]
+    total = sum_by_map(weigh, token_map, kept).clamp(min=TINY)
+    part = weigh / total.gather(1, token_map.clamp(min=0)[..., None])  # 1 for a token by itself
+    part = part.masked_fill(token_map[..., None] < 0, 0)
+    features = sum_by_map(tokens.features.float() * part, token_map, kept)
     return Reduction(features.to(tokens.features.dtype), token_map, lengths)
 
 
@@ -583,8 +608,18 @@ def sum_by_map(values: "torch.Tensor", token_map: "torch.Tensor", kept: int) -> 
     import torch
 
     rows = torch.arange(kept, device=token_map.device)
-    goes = token_map[:, None, :] == rows[:, None]
-    return goes.to(values.dtype) @ values
+    goes = (token_map[:, None, :] == rows[:, None]).to(values.dtype)
+    return times_vector(goes, values[..., 0])[..., None] if values.shape[2] == 1 else goes @ values
+
+
+def times_vector(matrix: "torch.Tensor", vector: "torch.Tensor") -> "torch.Tensor":
+    """Multiply matrices [..., N, M] with a vector [..., M] each: [..., N].
+
+    As two columns: for a single one, a batch of one takes another routine, which rounds otherwise.
+    """
+    import torch
+
+    return (matrix @ torch.stack([vector, vector], dim=-1))[..., 0]
 
 
 def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":
