@@ -121,6 +121,8 @@ CASES = (
         16,
         crops=(3,),
     ),
+    ReducerCase("quadtree_tokens", "dd7df78fe7d28b78", {"largest": 2, "threshold": 0.7}),
+    ReducerCase("quadtree_tokens", "41a6c3a090f1d0c6", {"largest": 4}, num_tokens=64),
     ReducerCase("sta", "793e8d67426b42c6", num_tokens=12, crops=(4,)),
     ReducerCase(
         "sta", "fa9dcc454051aebd", {"keep": 5, "slots": 4, "reverse": True, "metric": "features"}

@@ -321,7 +321,12 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:
         """``features``, ``token_map``, ``sizes``, and the signals that were asked for."""
-        features = self._given.get("features", FieldSpec("float32", (1, 1)))
+        features = self._given.get("features")
+        if features is None:  # a description of what there will be
+            found = {"features": FieldSpec(FLOATS, (None, None))}
+            found |= {name: _OPTIONAL[name] for name in ("token_map", "sizes")}
+            more = self.further_outputs.items()
+            return {**found, **{name: FieldSpec(dtype, (None,)) for name, dtype in more}}
         *crops, _, channels = features.shape
         before = self._given.get("token_map")
         encoded = (*crops, features.shape[-2] or self._num_tokens)
@@ -485,7 +490,9 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         dtype = getattr(torch, self.outputs["token_map"].dtype)
         token_map, kept = reduction.token_map, reduction.features.shape[1]
         sizes = reduction.sizes
-        if sizes is None:
+        if sizes is None and reduction.index is not None:
+            sizes = tokens.sizes.gather(1, reduction.index)
+        elif sizes is None:
             sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0]
         found: dict[str, Any] = {
             "features": reduction.features,

@@ -70,6 +70,8 @@ class M3Pool(Reducer[M3PoolConfig]):
 
     def metadata(self) -> Mapping[str, object]:
         """What the map is, and where which scale stands."""
+        if not self._given or self._is_ragged:
+            return super().metadata()
         sides = self._sides(self._num_tokens)
         layout = {
             "positions": sum(side * side for side in sides),
@@ -78,7 +80,7 @@ class M3Pool(Reducer[M3PoolConfig]):
             "nested": False,
             "scales": sides,
         }
-        return {**super().metadata(), **({} if self._is_ragged else {"layout": layout})}
+        return {**super().metadata(), "layout": layout}
 
     def reduce(self, tokens: Tokens) -> Reduction:
         """Average at every scale."""

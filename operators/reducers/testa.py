@@ -92,22 +92,35 @@ class TESTA(Reducer[TESTAConfig]):
         frames = self.joint_crops or 1
         of_frame = num // frames
         frames_left, tokens_left = self._left(num)
-        place = torch.arange(of_frame, device=metric.device)
+        weights = tokens.sizes.unflatten(1, (frames, of_frame))
+        metric = metric.float().unflatten(1, (frames, of_frame))
+        features = tokens.features.float().unflatten(1, (frames, of_frame))
+        frame_map = match_frames(metric, frames - frames_left)
+        sizes = sum_by_map(weights, frame_map, frames_left)
 
-        rows = match_frames(metric.unflatten(1, (frames, of_frame)), frames - frames_left)
-        first_map = (rows[:, :, None] * of_frame + place).flatten(1)
-        kept = frames_left * of_frame
-        sizes = sum_by_map(tokens.sizes[..., None], first_map, kept)
-        if frames_left < frames:
-            metric = sum_by_map(metric.float() * tokens.sizes[..., None], first_map, kept) / sizes
-        merged = metric.reshape(count * frames_left, of_frame, metric.shape[2])
-        alone = Tokens(merged, sizes.reshape(count * frames_left, of_frame))
-        second_map = place.expand(count * frames_left, -1)
+        def merged(values: "torch.Tensor") -> "torch.Tensor":
+            """Average [B, T, N, D] over the frames that are merged: [B * T', N, D]."""
+            weighted = (values * weights[..., None]).flatten(2)
+            summed = sum_by_map(weighted, frame_map, frames_left).unflatten(2, (of_frame, -1))
+            return (summed / sizes[..., None]).flatten(0, 1)
+
+        is_less = frames_left < frames
+        features, metric = (
+            merged(values) if is_less else values.flatten(0, 1) for values in (features, metric)
+        )
+        within = Tokens(features, sizes.flatten(0, 1))
+        token_map = torch.arange(of_frame, device=metric.device).expand(len(metric), -1)
         if tokens_left < of_frame:
-            second_map = match(merged, of_frame - tokens_left, alone, ascending=True)
-        first = torch.arange(frames_left, device=metric.device)[:, None] * tokens_left
-        second_map = (second_map.unflatten(0, (count, frames_left)) + first).flatten(1)
-        return merge(tokens, second_map.gather(1, first_map), frames_left * tokens_left)
+            token_map = match(metric, of_frame - tokens_left, within, ascending=True)
+            features = merge(within, token_map, tokens_left).features
+        found = sum_by_map(within.sizes[..., None], token_map, tokens_left)
+        token_map = token_map.unflatten(0, (count, frames_left))
+        rows = token_map.gather(1, frame_map[..., None].expand(-1, -1, of_frame))
+        return Reduction(
+            features.to(tokens.features.dtype).unflatten(0, (count, -1)).flatten(1, 2),
+            (rows + frame_map[..., None] * tokens_left).flatten(1),
+            sizes=found.unflatten(0, (count, -1)).flatten(1),
+        )
 
     def _left(self, num_tokens: int) -> tuple[int, int]:
         """Return how many frames are left, and how many tokens of each."""

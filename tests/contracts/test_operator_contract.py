@@ -112,6 +112,12 @@ def boundlessbpe(folder: Path) -> tuple[dict[str, Any], Batch]:
     return {"tokenizer": str(path)}, {"text": TEXTS}
 
 
+def visual_bpe(folder: Path) -> tuple[dict[str, Any], Batch]:
+    path = folder / "visual_bpe.json"
+    path.write_text('{"alphabet": 9, "merges": [[1, 1], [2, 3], [9, 2]]}')
+    return {"tokenizer": str(path)}, {"tokens": ids(ROWS, 9)}
+
+
 CASES: dict[str, Case] = {
     **{model.operator: golden(model) for model in models()},
     "adm_center_crop": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
@@ -155,6 +161,7 @@ CASES: dict[str, Case] = {
         {"order": "spiral"},
         {"tokens": RNG.integers(0, 9, (ROWS, 16)).astype(np.uint16)},
     ),
+    "ids_as_text": lambda _: ({}, {"tokens": ids(ROWS, 70_000)}),
     "interleave": lambda _: (
         {
             "vocabulary": [{"special": ["<boi>"]}, {"text": 100}, {"image": 9}],
@@ -176,7 +183,15 @@ CASES: dict[str, Case] = {
         {"text": TEXTS},
     ),
     "numeric_tokens": lambda _: ({}, {"text": TEXTS}),
+    "pos_pad": lambda _: (
+        {},
+        {"token_map": np.tile(np.array([0, -1, -1, 2, 1, -1], np.int16), (ROWS, 1))},
+    ),
     "resize": lambda _: ({"size": 32}, {"image": photos(ROWS)}),
+    "run_length_ids": lambda _: (
+        {"merge": "duplicates"},
+        {"tokens": RNG.integers(0, 9, (ROWS, 16)).astype(np.uint16)},
+    ),
     "sage": lambda folder: (
         {"tokenizer": hex_vocabulary(folder, *BYTES, b"he", b"ll", b"xxxxx"), "add_eos": True},
         {"text": TEXTS},
@@ -199,6 +214,7 @@ CASES: dict[str, Case] = {
         {"template": ["# {title}\n", {"text": "{body}!", "unless_empty": "body"}]},
         {"title": TEXTS, "body": TEXTS},
     ),
+    "visual_bpe": visual_bpe,
     "vision_encoder": lambda folder: (
         {"weights": write(model_of(config_of("dinov2")), folder), "device": "cpu"},
         {"image": squares(ROWS, 28)},

@@ -53,6 +53,15 @@ def test_every_reducer_has_a_case() -> None:
     assert {case.name for case in CASES} == there
 
 
+def test_it_describes_itself_before_it_is_bound(case: ReducerCase) -> None:
+    cls: Any = registry.get(case.name)
+    op: Reducer[Any] = cls(cls.Config(device="cpu", **case.options))
+    bound = build(case)
+    assert set(op.outputs) == set(bound.outputs)
+    assert set(bound.inputs) <= set(op.inputs)
+    assert op.metadata()["reducer"] == case.name
+
+
 def test_budget_map_and_sizes_agree(case: ReducerCase) -> None:
     op = build(case)
     out = op(batch_for(op, ROWS))
