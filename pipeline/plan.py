@@ -78,9 +78,9 @@ class Chain:
 
         An operator may have an attribute ``preprocessing``: names and options of the operators
         that prepare its field ``image``, in order, where the last ``size`` stands for the side of
-        its images, and others are in proportion; and ``other_preprocessing``, further such lists that its authors use. Nothing is
-        said of views, which are cut otherwise on purpose, nor of images that come ready from the
-        source or from the operator that decodes them.
+        its images, and others are in proportion; and ``other_preprocessing``, further such lists
+        that its authors use. Nothing is said of views, which are cut otherwise on purpose, nor of
+        images that come ready from the source or from the operator that decodes them.
         """
         found = []
         for i, bound in enumerate(self.steps):
