@@ -128,18 +128,18 @@ class DeviceStage:
         """Bring what the steps made back to the block; return the ids made."""
         tokens = 0
         keep = self._steps[-1].keep
-        for bound in self._steps:
-            if not isinstance(bound.step, Operator):
-                continue
-            for name, spec in bound.step.outputs.items():
-                field = bound.writes[name]
-                if field not in keep:
-                    continue
-                slots = _to_host(on_device[field])
-                check_column(name, slots, spec, self._batch_size, bound.label)
-                column = take(slots, live)
-                block.columns[field] = column
-                tokens += num_values(column) if spec.vocab_size is not None else 0
+        last = {  # whoever wrote a field last: a reducer replaces what the encoder made
+            field: (bound.label, name, bound.step.outputs[name])
+            for bound in self._steps
+            if isinstance(bound.step, Operator)
+            for name, field in bound.writes.items()
+            if field in keep
+        }
+        for field, (label, name, spec) in last.items():
+            slots = _to_host(on_device[field])
+            check_column(name, slots, spec, self._batch_size, label)
+            block.columns[field] = take(slots, live)
+            tokens += num_values(block.columns[field]) if spec.vocab_size is not None else 0
         block.columns = {name: c for name, c in block.columns.items() if name in keep}
         return tokens
 
