@@ -9,7 +9,7 @@ import numpy as np
 
 DARK = 0.22
 """How much light is left where a token was dropped."""
-TINT = 0.45
+TINT = 0.35
 """How much of a merged group's own colour lies over it."""
 
 
