@@ -4,6 +4,8 @@ Shapes: B samples, V crops (views, frames) of each, M crops of all of them, K ro
 tokens of the encoder, C channels.
 """
 
+from typing import Any
+
 import torch
 
 from pipeline.errors import ContractError
@@ -14,7 +16,7 @@ def unreduce(
     features: torch.Tensor | RaggedBatch,
     token_map: torch.Tensor | RaggedBatch,
     fill: float = 0.0,
-) -> tuple[torch.Tensor | RaggedBatch, torch.Tensor | RaggedBatch]:
+) -> tuple[Any, Any]:  # tensors, or ragged as the map is: a union would have to be narrowed
     """Return features for every token of the encoder: those of the row that stands for it.
 
     Takes the fields ``features`` and ``token_map`` of a batch in any form that a reducer writes
