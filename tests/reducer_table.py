@@ -25,9 +25,11 @@ _CHECKED = re.compile(r"Checked: (.*?)\.?$")
 def page(text: str) -> str:
     """Return the page with its tables as they should be."""
     for name, table in (("signals", signals()), ("methods", methods())):
-        marks = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        assert marks.search(text), f"{PAGE.name} has no place for {name}"
-        text = marks.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        assert closed, f"{PAGE.name} has no place for {name}"
+        text = f"{before}{begin}\n{table}\n\n{end}{after}"
     return text
 
 
