@@ -19,7 +19,7 @@ from tests.reducer_cases import CASES, batch_for, reducer
 PAGE = Path(__file__).parents[1] / "docs" / "reducers.md"
 GOLDEN = Path(__file__).parent / "golden" / "reducers"
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
-_CHECKED = re.compile(r"Checked: (.*?)\.?$")
+_CHECKED = re.compile(r"[Cc]hecked: (.*?)\.?$")
 
 
 def page(text: str) -> str:
