@@ -19,7 +19,7 @@ from tests.reducer_cases import CASES, batch_for, reducer
 PAGE = Path(__file__).parents[1] / "docs" / "reducers.md"
 GOLDEN = Path(__file__).parent / "golden" / "reducers"
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
-_CHECKED = re.compile(r"[Cc]hecked: (.*?)\.?$")
+_CHECKED = re.compile(r".*[Cc]hecked: (.*?)\.?$")
 
 
 def page(text: str) -> str:
@@ -54,6 +54,8 @@ def _method(name: str, cls: Any) -> tuple[str, ...]:
     reads += [f"`{field}`" for field in getattr(op, "further_inputs", {})]
     if cls.needs_grid:
         reads.append("the grid")
+    if len(op.inputs["features"].shape) == 3:
+        reads.append("several crops or frames")
     arxiv = _ARXIV.fullmatch(cls.paper)
     paper = f"[{arxiv[1]}](https://arxiv.org/abs/{arxiv[1]})" if arxiv else cls.paper
     count = "by image" if cls.is_adaptive else "fixed"
