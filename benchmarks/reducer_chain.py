@@ -96,6 +96,12 @@ def reducer_names() -> list[str]:
     return sorted(name for name, cls in found if issubclass(cls, Reducer))
 
 
+def views_of(name: str) -> int:
+    """Return how many crops the method's case has."""
+    crops = next(getattr(case, "crops", ()) for case in CASES if case.name == name)
+    return int(crops[0] or VIEWS) if crops else 1
+
+
 def build_chain(name: str, keep: int, encoder: Encoder, **options: Any) -> Chain | None:
     """Return a method with options whose result is nearest to a budget.
 
@@ -130,7 +136,7 @@ def _budgets(name: str, keep: int, encoder: Encoder) -> Iterator[Mapping[str, An
         key=lambda pair: abs(pair[0] - pair[1]),
     )
     if "keep" in fields:
-        yield from ({"keep": keep}, {"keep": keep * _views(name)}, {"keep": share})
+        yield from ({"keep": keep}, {"keep": keep * views_of(name)}, {"keep": share})
         return
     if {"frames", "tokens"} <= set(fields):
         yield {"frames": 0.5, "tokens": 0.5}
@@ -160,7 +166,7 @@ def _chain(
     name: str, options: Mapping[str, Any] | Sequence[Mapping[str, Any]], encoder: Encoder
 ) -> Chain:
     cls: Any = registry.get(name)
-    views = _views(name)
+    views = views_of(name)
     all_options = [options] if isinstance(options, Mapping) else options
     steps: list[Reducer[Any]] = [
         cls(cls.Config(name=name, device=encoder.device, **each)) for each in all_options
@@ -195,12 +201,6 @@ def _fields(name: str, step: Reducer[Any], views: int, encoder: Encoder) -> dict
         dtype = "float32" if "|" not in spec.dtype else encoder.dtype
         found[signal] = FieldSpec(dtype, (*crops, *(sizes[letter] for letter in letters)))
     return {**found, **getattr(step, "further_inputs", {})}
-
-
-def _views(name: str) -> int:
-    """Return how many crops the method's case has."""
-    crops = next(getattr(case, "crops", ()) for case in CASES if case.name == name)
-    return int(crops[0] or VIEWS) if crops else 1
 
 
 def dense(found: Mapping[str, Any], name: str) -> Sequence[torch.Tensor]:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.reducer_chain import Chain, Encoder, build_chain, dense, reducer_names
+from benchmarks.reducer_chain import Chain, Encoder, build_chain, dense, reducer_names, views_of
 from operators import registry
 from operators.base import FieldSpec
 from operators.reducers.base import SIGNALS
@@ -57,12 +57,12 @@ def main() -> None:
     photos = list(sample_photos(args.data, args.photos))
     about = args.weights or "ViT-B/16 (CLIP's) with random weights"
     tables = {}
-    side = PATCH_SIDE * PATCHES
-    pixels = torch.from_numpy(np.stack([views(photo, side) for photo in photos]))
+    side, most = PATCH_SIDE * PATCHES, max(map(views_of, names))
+    pixels = torch.from_numpy(np.stack([views(photo, side)[:most] for photo in photos]))
     tables["Pixels of 14 x 14 patches of 14 x 14 pixels"] = table(
         names, patches(pixels), metric="features"
     )
-    pixels = torch.from_numpy(np.stack([views(photo, args.size) for photo in photos]))
+    pixels = torch.from_numpy(np.stack([views(photo, args.size)[:most] for photo in photos]))
     tables[f"Features of {about}"] = table(names, encoded(pixels, args.weights))
     text = "\n\n".join(f"**{title}**\n\n{rows}" for title, rows in tables.items())
     text = f"{len(photos)} photographs.\n\n{text}"

@@ -1,9 +1,10 @@
 """Time of every token reducer, as a share of the encoder's forward pass before it.
 
 A call of the operator is timed on ready tensors, as it stands between encoder and writer: checks,
-reduction, map and sizes; the best of some rounds, since others may be at work. Features are random, [batch, 576, 1024]; methods of several crops get
-theirs, and all is counted for one crop of 576 tokens. The encoders are transformers' own classes
-with random weights; on a CPU one image is encoded, since the time is the same for each.
+reduction, map and sizes; the best of some rounds, since others may be at work on the machine.
+Features are random, [batch, 576, 1024]; methods of several crops get theirs, and all is counted for
+one crop of 576 tokens. The encoders are transformers' own classes with random weights; on a CPU one
+image is encoded, since the time is the same for each.
 
 ``naive`` is the paper's pseudo-code written down in plain Python, with loops over images and
 tokens, for three typical methods: measured on fewer tokens and channels and extrapolated by the
@@ -93,7 +94,8 @@ def line(figures: Figures) -> str:
     shares = "".join(f"{share:>22.2%}" for share in figures["shares"].values())
     naive = f"{figures['naive']:>8.0f}x" if "naive" in figures else f"{'':>9}"
     return (
-        f"{label:<22}{figures['keep']:>5}{figures['left']:>6}{1e3 * figures['seconds']:>13.3f}{shares}"
+        f"{label:<22}{figures['keep']:>5}{figures['left']:>6}"
+        f"{1e3 * figures['seconds']:>13.3f}{shares}"
         f"{figures['peak_bytes'] / 1e6:>9.0f}{naive}"
     )
 
