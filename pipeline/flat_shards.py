@@ -140,14 +140,17 @@ class Documents:
 
 
 def flat_columns(
-    path: str, documents: Documents, field: str, spec: FieldSpec
+    buffer: pa.Buffer, documents: Documents, field: str, spec: FieldSpec
 ) -> list[Mapping[str, Ragged]]:
-    """Return the ids of a flat file on this machine's disk per batch, as views of a map."""
+    """Return the ids of a flat file per batch, as views of its bytes.
+
+    Raises:
+        ValueError: there are fewer than the documents have.
+    """
     kind = np.dtype(spec.dtype).newbyteorder("<")
     ids = np.empty(0, kind)
     if documents.num_ids:
-        with pa.memory_map(path) as file:  # the buffer keeps the map, no file handle stays open
-            ids = np.frombuffer(file.read_buffer(), kind, documents.num_ids)
+        ids = np.frombuffer(buffer, kind, documents.num_ids)
     columns: list[Mapping[str, Ragged]] = []
     start = 0
     for offsets in documents.batches:

@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import closing, nullcontext
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from operators.base import Column, Ragged
 from operators.columns import to_torch
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError
+from pipeline.loader.prefetch import Prefetch
 from pipeline.loader.ragged import RaggedBatch
 
 STATE_VERSION = 2
@@ -82,8 +84,32 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         """Return [K, ...]: what stands at each of int64 [K] positions, for ``_read``."""
 
     @abstractmethod
-    def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
-        """Return the items of one batch."""
+    def _read(
+        self, epoch: int, items: np.ndarray
+    ) -> tuple[np.ndarray | None, Mapping[str, Column]]:
+        """Return the items of one batch, but for those that are left out.
+
+        Returns:
+            bool [B], True for the items that were read, or None for all; and their columns.
+        """
+
+    def _prefetch(self, items: Iterator[np.ndarray]) -> Prefetch | None:  # noqa: ARG002
+        """Return what fetches shards ahead of their use, if anything does.
+
+        Args:
+            items: What ``_read`` will be asked for, in order; nothing of it need be taken.
+        """
+        return None
+
+    def _read_batches(
+        self, epoch: int, items: np.ndarray, ahead: Prefetch | None
+    ) -> Iterator[tuple[np.ndarray | None, Mapping[str, Column]]]:
+        """Yield the batches of many items, each as ``_read`` returns it."""
+        for first in range(0, len(items), self._batch_size):
+            chosen = items[first : first + self._batch_size]
+            if ahead is not None:
+                ahead.advance(len(chosen))
+            yield self._read(epoch, chosen)
 
     @abstractmethod
     def _identity(self) -> Mapping[str, Any]:
@@ -177,19 +203,21 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         # A worker's next batch is as far from its position as its first was from the start.
         step = self._global_batch_size * num_workers
         size, position = self._batch_size, start
-        for positions in self._positions(start, worker, num_workers):
-            padding = self._pad(positions)
-            items = self._items(epoch, positions)
-            for first in range(0, len(items), size):
-                position += step
-                self._now = (epoch, position)
-                columns = self._read(epoch, items[first : first + size])
-                batch = {name: _as_torch(column) for name, column in columns.items()}
-                if self._dtypes:
-                    _cast(batch, self._dtypes)
-                if padding is not None:
-                    _add_padding(batch, padding[first : first + size])
-                yield batch
+        ahead = self._prefetch(
+            items for _, items in self._blocks(epoch, start, worker, num_workers)
+        )
+        with nullcontext() if ahead is None else closing(ahead):
+            for padding, items in self._blocks(epoch, start, worker, num_workers):
+                for number, (kept, columns) in enumerate(self._read_batches(epoch, items, ahead)):
+                    position += step
+                    self._now = (epoch, position)
+                    batch = {name: _as_torch(column) for name, column in columns.items()}
+                    if self._dtypes:
+                        _cast(batch, self._dtypes)
+                    if padding is not None:
+                        part = padding[number * size : number * size + size]
+                        _add_padding(batch, part if kept is None else part[kept])
+                    yield batch
         self._now = (epoch, self.num_positions)
 
     @property
@@ -200,6 +228,14 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
         """Return the global batches from a position to the end of the epoch."""
         full, left = divmod(self.num_positions - start, self._global_batch_size)
         return full + (self._uneven != "drop" and left > 0)
+
+    def _blocks(
+        self, epoch: int, start: int, worker: int, num_workers: int
+    ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+        """Yield this rank's and worker's items, many batches at a time, and which are padding."""
+        for positions in self._positions(start, worker, num_workers):
+            padding = self._pad(positions)
+            yield padding, self._items(epoch, positions)
 
     def _positions(self, start: int, worker: int, num_workers: int) -> Iterator[np.ndarray]:
         """Yield int64 positions of this rank's and worker's samples, many batches at a time.
@@ -233,9 +269,11 @@ class BatchDataset(IterableDataset):  # type: ignore[misc]
 
 
 def _as_torch(column: Any) -> torch.Tensor | RaggedBatch | list[Any]:
+    if isinstance(column, np.ndarray):
+        return to_torch(column)
     if isinstance(column, Ragged):
         return RaggedBatch(to_torch(column.values), torch.from_numpy(column.offsets))
-    return to_torch(column) if isinstance(column, np.ndarray) else column
+    return column
 
 
 def _cast(batch: Batch, dtypes: Mapping[str, torch.dtype]) -> None:

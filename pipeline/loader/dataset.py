@@ -1,7 +1,7 @@
 """Batches of a finished data set for a training loop."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,11 +10,14 @@ import torch
 
 from operators.base import Column
 from pipeline.errors import ContractError, SetupError
+from pipeline.loader.bad_shards import BadShard
 from pipeline.loader.batches import BatchDataset, Uneven
-from pipeline.loader.files import ShardFiles
+from pipeline.loader.files import OnBadShard, ShardFiles
 from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
+from pipeline.loader.prefetch import Prefetch, looks
 from pipeline.loader.samples import Samples
-from pipeline.loader.view import OpenView, View
+from pipeline.loader.skipping import read_without
+from pipeline.loader.view import OpenView, ReadsBatches, View
 from pipeline.manifest import Manifest, open_data_set
 from pipeline.storage import Storage
 
@@ -47,9 +50,9 @@ class TokenDataset(BatchDataset):
     ``load_state_dict`` put it; call ``set_epoch`` before each.
 
     Shuffling the whole reads rows all over the data set. Shards on this machine's disk are mapped.
-    Remote ones are copied to ``cache_dir`` when first touched, which soon is all of them; with
-    ``BlockShuffle`` it is a few at a time. Compressed shards decode 32 MiB for a row: read those
-    with ``shuffle=False``, or in blocks.
+    Remote ones are copied to ``cache_dir``, once a node, which soon is all of them; with
+    ``BlockShuffle`` it is a few at a time (docs/remote.md). Compressed shards decode 32 MiB for a
+    row: read those with ``shuffle=False``, or in blocks.
 
     Args:
         manifest_url: The output folder of a finished run, or its ``manifest.json``.
@@ -69,8 +72,16 @@ class TokenDataset(BatchDataset):
             ``torch.int64``, features as ``torch.bfloat16``. Ids are refused a type that does not
             hold them all.
         storage_options: Protocol (``s3``) -> options of its fsspec file system.
-        cache_dir: Where copies of remote shards go; None is the temporary folder.
-        verify: Check the SHA-256 of every shard when it is first opened, not its size alone.
+        cache_dir: Where copies of remote shards go: a folder on a disk of this machine, which other
+            data sets, ranks and workers may share. None is one in the temporary folder.
+        cache_bytes: How much it may hold; those used longest ago are removed. None is half of what
+            is free for copies when the data set is opened.
+        prefetch_shards: How many remote shards are fetched before they are needed, per rank and
+            worker; in all they take a quarter of ``cache_bytes`` at most.
+        on_bad_shard: What happens when a shard is missing or damaged. "raise" ends the iteration.
+            "skip" leaves out the items that need it: there are as many batches as before, shorter,
+            some of them empty. It is logged, and ``skipped`` tells.
+        verify: Check the SHA-256 of every shard when it is opened, not its size alone.
         allow_random_weights: Read tokens that mean nothing, for a dry run.
 
     Raises:
@@ -104,6 +115,9 @@ class TokenDataset(BatchDataset):
         dtypes: Mapping[str, torch.dtype] | None = None,
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        prefetch_shards: int = 16,
+        on_bad_shard: OnBadShard = "raise",
         verify: bool = False,
         allow_random_weights: bool = False,
     ) -> None:
@@ -129,8 +143,15 @@ class TokenDataset(BatchDataset):
                 f"{data_set.uri}: its tokens were made with random weights and mean nothing",
                 hint="make them again with real weights, or pass allow_random_weights=True",
             )
-        files = ShardFiles(data_set, cache_dir, verify=verify)
-        self._view: OpenView = (view or Samples(fields)).open(data_set, files)
+        self._files = ShardFiles(
+            data_set,
+            cache_dir,
+            cache_bytes=cache_bytes,
+            prefetch_shards=prefetch_shards,
+            verify=verify,
+            on_bad_shard=on_bad_shard,
+        )
+        self._view: OpenView = (view or Samples(fields)).open(data_set, self._files)
         self._seed, self._shuffle = seed, shuffle
         self._order = self._order_of(epoch)
 
@@ -149,13 +170,38 @@ class TokenDataset(BatchDataset):
         """Items of the view, samples as a rule, of the whole data set."""
         return self._view.num_items
 
+    @property
+    def skipped(self) -> tuple[BadShard, ...]:
+        """The shards found missing or damaged so far, by this process and its DataLoader workers.
+
+        Always empty with ``on_bad_shard="raise"``.
+        """
+        return () if self._files.bad is None else self._files.bad.found()
+
     def _items(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         if epoch != self._order.epoch:
             self._order = self._order_of(epoch)
         return self._order.rows(positions)
 
-    def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:
-        return self._view.read(items, epoch)
+    def _read(
+        self, epoch: int, items: np.ndarray
+    ) -> tuple[np.ndarray | None, Mapping[str, Column]]:
+        return read_without(self._files.bad, self._view, items, epoch)
+
+    def _prefetch(self, items: Iterator[np.ndarray]) -> Prefetch | None:
+        if not self._files.max_ahead:
+            return None
+        return Prefetch(self._files, looks(items, self._view.shards, self._files.num_shards))
+
+    def _read_batches(
+        self, epoch: int, items: np.ndarray, ahead: Prefetch | None
+    ) -> Iterator[tuple[np.ndarray | None, Mapping[str, Column]]]:
+        view = self._view
+        if ahead is not None or self._files.bad is not None or not isinstance(view, ReadsBatches):
+            yield from super()._read_batches(epoch, items, ahead)
+            return
+        for columns in view.read_batches(items, self._batch_size, epoch):
+            yield None, columns
 
     def _order_of(self, epoch: int) -> EpochOrder | BlockOrder:
         if isinstance(self._shuffle, BlockShuffle):

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
@@ -18,11 +19,14 @@ from torch.utils.data import get_worker_info
 from operators.base import Column, FieldSpec, Ragged
 from operators.columns import concat, take
 from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError, SetupError
+from pipeline.loader.bad_shards import BadShard
 from pipeline.loader.batches import BatchDataset, Uneven
-from pipeline.loader.files import ShardFiles
+from pipeline.loader.files import OnBadShard, ShardFiles
 from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
+from pipeline.loader.prefetch import Prefetch, in_looks
 from pipeline.loader.proportions import Proportions, whole_weights
 from pipeline.loader.samples import Samples
+from pipeline.loader.skipping import read_without
 from pipeline.loader.view import OpenView, View
 from pipeline.manifest import DataSet, Manifest, open_data_set
 from pipeline.storage import Storage
@@ -120,8 +124,11 @@ class MixedDataset(BatchDataset):
             global batch.
         dtypes: Field -> the dtype of its tensors where it is not the stored one.
         storage_options: Protocol (``s3``) -> options of its fsspec file system.
-        cache_dir: Where copies of remote shards go; None is the temporary folder.
-        verify: Check the SHA-256 of every shard when it is first opened, not its size alone.
+        cache_dir: Where copies of remote shards go, as in ``TokenDataset``.
+        cache_bytes: How much it may hold, for all sources together.
+        prefetch_shards: How many remote shards are fetched before they are needed.
+        on_bad_shard: What happens when a shard is missing or damaged, as in ``TokenDataset``.
+        verify: Check the SHA-256 of every shard when it is opened, not its size alone.
         allow_random_weights: Read tokens that mean nothing, for a dry run.
 
     Raises:
@@ -152,6 +159,9 @@ class MixedDataset(BatchDataset):
         dtypes: Mapping[str, torch.dtype] | None = None,
         storage_options: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        prefetch_shards: int = 16,
+        on_bad_shard: OnBadShard = "raise",
         verify: bool = False,
         allow_random_weights: bool = False,
     ) -> None:
@@ -183,9 +193,16 @@ class MixedDataset(BatchDataset):
                     f"{data_set.uri}: its tokens were made with random weights and mean nothing",
                     hint="make them again with real weights, or pass allow_random_weights=True",
                 )
-            files = ShardFiles(data_set, cache_dir, verify=verify)
+            files = ShardFiles(
+                data_set,
+                cache_dir,
+                cache_bytes=cache_bytes,
+                prefetch_shards=prefetch_shards,
+                verify=verify,
+                on_bad_shard=on_bad_shard,
+            )
             view = (source.view or Samples()).open(data_set, files)
-            self._sources.append(_OpenSource(source, data_set, view))
+            self._sources.append(_OpenSource(source, data_set, view, files))
         _check_that_they_mix(self._sources)
         self._seed, self._shuffle = seed, shuffle
         self._sizes = np.array([source.view.num_items for source in self._sources], np.int64)
@@ -206,6 +223,13 @@ class MixedDataset(BatchDataset):
     def manifests(self) -> list[Manifest]:
         """The descriptions of the data sets, in the order of the sources."""
         return [source.manifest for source in self._sources]
+
+    @property
+    def skipped(self) -> tuple[BadShard, ...]:
+        """The shards of all sources found missing or damaged so far, as in ``TokenDataset``."""
+        return tuple(
+            b for s in self._sources if s.files.bad is not None for b in s.files.bad.found()
+        )
 
     @property
     def num_positions(self) -> int:
@@ -339,15 +363,52 @@ class MixedDataset(BatchDataset):
             self._orders[source] = order
         return order
 
-    def _read(self, epoch: int, items: np.ndarray) -> Mapping[str, Column]:  # noqa: ARG002
+    def _read(
+        self,
+        epoch: int,  # noqa: ARG002
+        items: np.ndarray,
+    ) -> tuple[np.ndarray | None, Mapping[str, Column]]:
         parts, places = [], []
+        kept: np.ndarray | None = None
         for number, rows in _groups(items[:, 0]):
-            source_epoch, source = divmod(number, len(self._sources))
-            parts.append(self._sources[source].view.read(items[rows, 1], source_epoch))
-            places.append(rows)
+            source_epoch, number_of_source = divmod(number, len(self._sources))
+            source = self._sources[number_of_source]
+            good, part = read_without(source.files.bad, source.view, items[rows, 1], source_epoch)
+            if good is not None:
+                kept = np.ones(len(items), np.bool_) if kept is None else kept
+                kept[rows] = good
+            parts.append(part)
+            places.append(rows if good is None else rows[good])
+        if kept is not None:
+            items = items[kept]
+            places = [(np.cumsum(kept) - 1)[rows] for rows in places]
         columns = dict(parts[0]) if len(parts) == 1 else _joined(parts, places)
         columns[SOURCE] = items[:, 0] % len(self._sources)
-        return columns
+        return kept, columns
+
+    def _prefetch(self, items: Iterator[np.ndarray]) -> Prefetch | None:
+        remote = _RemoteSources([source.files for source in self._sources])
+        return Prefetch(remote, self._looks(items, remote)) if remote.max_ahead else None
+
+    def _looks(
+        self, items: Iterator[np.ndarray], remote: "_RemoteSources"
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield what ``Prefetch`` asks for; in every epoch of a source its shards are new again."""
+        is_new = [np.empty(0, np.bool_) for _ in self._sources]
+        epochs = [-1] * len(self._sources)
+        for look in in_looks(items):
+            found: list[int] = []
+            for number, rows in _groups(look[:, 0]):
+                epoch, source = divmod(number, len(self._sources))
+                files = self._sources[source].files
+                if epoch != epochs[source]:
+                    epochs[source], is_new[source] = epoch, np.ones(files.num_shards, np.bool_)
+                if files.max_ahead:
+                    shards = self._sources[source].view.shards(look[rows, 1])
+                    shards = shards[is_new[source][shards]]
+                    is_new[source][shards] = False
+                    found += remote.numbers(source, shards)
+            yield len(look), found
 
     def _identity(self) -> Mapping[str, Any]:
         data = [source.identity for source in self._sources]
@@ -417,11 +478,36 @@ class MixedDataset(BatchDataset):
         self._starts, self._num_positions = list(starts), end
 
 
+class _RemoteSources:
+    """The shards of all sources, numbered one after another, of which some are remote."""
+
+    def __init__(self, files: Sequence[ShardFiles]) -> None:
+        self._files = files
+        self._starts = np.cumsum([0, *(one.num_shards for one in files)]).tolist()
+        remote = [one for one in files if one.max_ahead]
+        self.num_ahead = max((one.num_ahead for one in remote), default=0)
+        # They share a folder, and its bound.
+        self.max_ahead = min((one.max_ahead for one in remote), default=0)
+
+    def numbers(self, source: int, shards: np.ndarray) -> list[int]:
+        """Return the numbers of some shards of a source."""
+        found: list[int] = (self._starts[source] + shards).tolist()
+        return found
+
+    def fetch(self, shard: int, stopped: Callable[[], bool]) -> None:
+        """Fetch a shard by its number."""
+        source = bisect_right(self._starts, shard) - 1
+        self._files[source].fetch(shard - self._starts[source], stopped)
+
+
 class _OpenSource:
     """A source whose manifest is read; picklable."""
 
-    def __init__(self, source: Source, data_set: DataSet, view: OpenView) -> None:
+    def __init__(
+        self, source: Source, data_set: DataSet, view: OpenView, files: ShardFiles
+    ) -> None:
         self._kind, self.share = source.share
+        self.files = files
         self.uri, self.manifest, self.view = data_set.uri, data_set.manifest, view
         if self.share and not view.num_items:
             raise ContractError(
@@ -547,7 +633,7 @@ def _joined(
         positions = columns["position_ids"].reshape(-1)
         begins = np.append(np.flatnonzero(positions == 0), len(positions))
         columns["cu_seqlens"] = begins.astype(columns["cu_seqlens"].dtype)
-        columns["max_seqlen"] = int(np.diff(begins).max())
+        columns["max_seqlen"] = int(np.diff(begins).max(initial=0))
     return columns
 
 

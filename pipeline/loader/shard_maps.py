@@ -1,8 +1,9 @@
 """Shards as memory maps: checked against manifest and index, columns as numpy views."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 from operators.base import Column, FieldSpec, Ragged
 from pipeline.errors import IntegrityError
 from pipeline.flat_shards import Documents, flat_columns, is_flat, keys
-from pipeline.loader.files import ShardFiles
+from pipeline.loader.files import CHANGED, ShardFiles
 from pipeline.manifest import DataSet
 
 OPEN_SHARDS = 1024
@@ -19,8 +20,6 @@ OPEN_SHARDS = 1024
 
 DECODED_BATCHES = 4
 """Record batches of compressed shards kept decoded, about 32 MiB each."""
-
-CHANGED = "the bytes changed after the commit; verify=True checks the hash of every shard"
 
 
 class ShardMaps:
@@ -49,7 +48,7 @@ class ShardMaps:
     @property
     def max_open(self) -> int:
         """How many shards a reader may keep open now; to be asked before each ``open``."""
-        return OPEN_SHARDS
+        return self._files.max_mapped(OPEN_SHARDS)
 
     def uri(self, number: int) -> str:
         """Return the address of a shard, for messages."""
@@ -57,7 +56,7 @@ class ShardMaps:
 
     def reading(self, number: int) -> AbstractContextManager[None]:
         """Return where all that broken bytes of a shard raise becomes an IntegrityError."""
-        return _integrity_errors(self._files.uri(number))
+        return self._files.reading(number)
 
     def open(self, number: int) -> "OpenShard":
         """Map a shard.
@@ -65,50 +64,49 @@ class ShardMaps:
         Raises:
             IntegrityError: it is not what the index says, or not an Arrow file.
         """
-        expected = int(self._num_samples[number])
-        path, uri = str(self._files.path(number)), self._files.uri(number)
-        if is_flat(self._data_set, number):
-            return self._open_flat(number, path, uri)
-        with _integrity_errors(uri):
-            shard = MappedShard(path, uri, self._fields)
-        fingerprint = self._manifest.fingerprint_of(int(self._partitions[number]))
-        if shard.fingerprint != fingerprint:
-            raise IntegrityError(
-                f"{uri}: fingerprint {shard.fingerprint[:12]}, the manifest says "
-                f"{fingerprint[:12]}",
-                hint="the folder mixes two data sets; copy the right one whole",
-            )
-        if shard.num_samples != expected:
-            raise IntegrityError(
-                f"{uri}: {shard.num_samples:,} samples, the index says {expected:,}",
-                hint=CHANGED,
-            )
+        with self.reading(number):
+            buffer = self._files.map(number)
+            if is_flat(self._data_set, number):
+                return self._open_flat(number, buffer)
+            shard = MappedShard(buffer, partial(self.reading, number), self._fields)
+            fingerprint = self._manifest.fingerprint_of(int(self._partitions[number]))
+            if shard.fingerprint != fingerprint:
+                raise IntegrityError(
+                    f"{self.uri(number)}: fingerprint {shard.fingerprint[:12]}, the manifest says "
+                    f"{fingerprint[:12]}",
+                    hint="the folder mixes two data sets; copy the right one whole",
+                )
+            expected = int(self._num_samples[number])
+            if shard.num_samples != expected:
+                raise IntegrityError(
+                    f"{self.uri(number)}: {shard.num_samples:,} samples, the index says "
+                    f"{expected:,}",
+                    hint=CHANGED,
+                )
         return shard
 
-    def _open_flat(self, number: int, path: str, uri: str) -> "FlatShard":
+    def _open_flat(self, number: int, buffer: pa.Buffer) -> "FlatShard":
         ((field, spec),) = self._manifest.fields.items()
         documents = Documents(self._data_set, number)
         expected = self._data_set.shards[f"tokens.{field}"][number].as_py()
         if documents.num_ids != expected:
             raise IntegrityError(
-                f"{uri}: its documents have {documents.num_ids:,} ids, the index says {expected:,}",
+                f"{self.uri(number)}: its documents have {documents.num_ids:,} ids, the index says "
+                f"{expected:,}",
                 hint=CHANGED,
             )
         first_row = int(self.stops[number] - self._num_samples[number])
-        with _integrity_errors(uri):
-            return FlatShard(path, uri, documents, self._fields, field, spec, first_row)
+        return FlatShard(buffer, documents, self._fields, field, spec, first_row)
 
 
 class OpenShard(Protocol):
     """A shard whose rows can be read.
 
     Attributes:
-        uri: Its address, for messages.
         stops: One past the last row of each record batch.
         mapped: Record batch -> columns; none when they are decoded on demand.
     """
 
-    uri: str
     stops: list[int]
     mapped: dict[int, Mapping[str, Column]]
 
@@ -127,24 +125,22 @@ class OpenShard(Protocol):
 
 
 class FlatShard:
-    """A file of ids that another program wrote, mapped where it lies; see ``flat_shards``."""
+    """A mapped file of ids that another program wrote; see ``flat_shards``."""
 
     def __init__(
         self,
-        path: str,
-        uri: str,
+        buffer: pa.Buffer,
         documents: Documents,
         fields: Mapping[str, FieldSpec],
         field: str,
         spec: FieldSpec,
         first_row: int,
     ) -> None:
-        self.uri = uri
         counts = [len(offsets) - 1 for offsets in documents.batches]
         self.stops: list[int] = np.cumsum(counts, dtype=np.int64).tolist()
         self.mapped: dict[int, Mapping[str, Column]] = {}
         start = first_row
-        for batch, ids in enumerate(flat_columns(path, documents, field, spec)):
+        for batch, ids in enumerate(flat_columns(buffer, documents, field, spec)):
             named = {**ids, "key": _RowKeys(start, counts[batch])}
             self.mapped[batch] = {name: named[name] for name in fields}
             start += counts[batch]
@@ -178,19 +174,24 @@ class _RowKeys:
 class MappedShard:
     """One memory-mapped shard.
 
+    Args:
+        buffer: Its bytes, which stay mapped as long as this object.
+        reading: Returns where all that broken bytes raise becomes an IntegrityError.
+        fields: Field -> spec of what to read.
+
     Attributes:
-        uri: Its address, for messages.
         fingerprint: Of the run that wrote it.
         stops: One past the last row of each record batch.
         mapped: Record batch -> columns; of a compressed shard none, they are decoded on demand.
     """
 
-    def __init__(self, path: str, uri: str, fields: Mapping[str, FieldSpec]) -> None:
-        self.uri = uri
-        self._fields = fields
-        with pa.memory_map(path) as file:
-            # The buffer keeps the map when the file is closed: maps are many, handles are few.
-            self._buffer = file.read_buffer()
+    def __init__(
+        self,
+        buffer: pa.Buffer,
+        reading: Callable[[], AbstractContextManager[None]],
+        fields: Mapping[str, FieldSpec],
+    ) -> None:
+        self._buffer, self._reading, self._fields = buffer, reading, fields
         reader = self._reader()
         self.fingerprint: str = json.loads(reader.schema.metadata[b"tokenmill"])["fingerprint"]
         self._positions = [_position(reader.schema, name) for name in fields]
@@ -216,7 +217,7 @@ class MappedShard:
         Raises:
             IntegrityError: the bytes cannot be decoded.
         """
-        with _integrity_errors(self.uri):
+        with self._reading():
             return self._columns(self._reader(self._positions).get_batch(batch))
 
     def columns(self, batch: int) -> Mapping[str, Column]:
@@ -265,11 +266,3 @@ def _flat(array: pa.Array, shape: Sequence[int | None]) -> np.ndarray:
     is_bit = pa.types.is_boolean(array.type)
     values: np.ndarray = array.to_numpy(zero_copy_only=not is_bit)
     return values.reshape(-1, *(n or 0 for n in shape))
-
-
-@contextmanager
-def _integrity_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{uri}: not a shard ({error})", hint=CHANGED) from None

@@ -106,7 +106,7 @@ class ShardReader:
     def _record_batch(self, row: int) -> tuple[int, int, Mapping[str, Column]]:
         """Return the first row, the stop and the columns of the record batch that holds a row."""
         number = bisect_right(self._stops, row)
-        shard = self._open.get(number, self._maps.open, number)
+        shard = self._open.get(number, self._map, number)
         base = self._stops[number] - shard.num_samples
         batch = bisect_right(shard.stops, row - base)
         columns = shard.mapped.get(batch)
@@ -114,6 +114,10 @@ class ShardReader:
             columns = self._decoded.get((number, batch), shard.decode, batch)
         stop = base + shard.stops[batch]
         return base + (shard.stops[batch - 1] if batch else 0), stop, columns
+
+    def _map(self, number: int) -> OpenShard:
+        self._open.keep(self._maps.max_open - 1)  # of the copies in a cache only some may be in use
+        return self._maps.open(number)
 
 
 _Piece = tuple[Index, Index, Mapping[str, Column]]  # places in the batch, rows, their columns
@@ -206,9 +210,13 @@ class _Recent(Generic[ValueT]):
             self._values.move_to_end(key)
             return self._values[key]
         value = self._values[key] = make(number)
-        if len(self._values) > self._capacity:
-            self._values.popitem(last=False)
+        self.keep(self._capacity)
         return value
+
+    def keep(self, num: int) -> None:
+        """Forget the values used longest ago until so many are left."""
+        while len(self._values) > num:
+            self._values.popitem(last=False)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _Recent, (self._capacity,)

@@ -1,6 +1,6 @@
 """Rows of tokens of one length: what windows and packs look like in a batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class RowFormat:
         pad: Id where there is no token.
         loss_mask: Field with the loss mask, if there is one.
         others: More fields to read.
+        is_full: There is a token everywhere: without a stored mask none is made.
     """
 
     field: str
@@ -31,6 +32,7 @@ class RowFormat:
     pad: int
     loss_mask: str | None
     others: Sequence[str]
+    is_full: bool = False
 
     @property
     def other_fields(self) -> list[str]:
@@ -69,6 +71,34 @@ class RowFormat:
         if max(first, default=0) + self.width > stream.num_tokens:
             self._pad(columns, self._counts(stream, starts))
         return columns
+
+    def read_batches(
+        self, stream: TokenStream, starts: np.ndarray, batch_size: int
+    ) -> Iterator[dict[str, Column]]:
+        """Yield what ``read`` returns, for many batches.
+
+        What can be found out for all batches together is: a batch costs little beside its copy.
+        """
+        whole = len(starts) // batch_size if len(stream.dtypes) == 1 else 0
+        starts_NB = starts[: whole * batch_size].reshape(whole, batch_size)
+        is_run_N = (starts_NB[:, 1:] - starts_NB[:, :-1] == self.width).all(axis=1)
+        dtype, count = np.dtype(self.dtype), batch_size * self.width
+        mask = np.ones((batch_size, self.width), np.bool_)
+        for starts_B, is_run in zip(starts_NB.tolist(), is_run_N.tolist(), strict=True):
+            if is_run:
+                found = stream.runs(starts_B[:1], count)
+            else:
+                found = stream.runs(starts_B, self.width)
+            if found is None:  # in several record batches, or not open, or behind the end
+                yield self.read(stream, np.array(starts_B))
+                continue
+            ids = found[0].astype(dtype) if is_run else np.concatenate(found, dtype=dtype)
+            columns = {self.field: ids.reshape(batch_size, -1)}
+            if not self.is_full:
+                columns["loss_mask"] = mask.copy()
+            yield columns
+        for first in range(whole * batch_size, len(starts), batch_size):
+            yield self.read(stream, starts[first : first + batch_size])
 
     def read_with_boundaries(self, stream: TokenStream, starts: np.ndarray) -> dict[str, Column]:
         """Return rows of W neighbouring tokens and where samples begin in them."""
@@ -159,7 +189,9 @@ class RowFormat:
     ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         """Return the columns of a batch, and those to copy into in the order of the stream."""
         shape = (num_rows, self.width)
-        columns = {self.field: np.empty(shape, self.dtype), "loss_mask": np.ones(shape, np.bool_)}
+        columns = {self.field: np.empty(shape, self.dtype)}
+        if self.loss_mask is not None or not self.is_full:
+            columns["loss_mask"] = np.ones(shape, np.bool_)
         columns |= {
             name: np.empty(shape, stream.dtypes[i + 1]) for i, name in enumerate(self.others)
         }

@@ -9,9 +9,8 @@ import numpy as np
 
 from operators.base import Column, FieldSpec
 from pipeline.errors import ContractError, IntegrityError
-from pipeline.loader.files import ShardFiles
+from pipeline.loader.files import CHANGED, ShardFiles
 from pipeline.loader.shard_maps import (
-    CHANGED,
     DECODED_BATCHES,
     OpenShard,
     ShardMaps,
@@ -153,6 +152,20 @@ class TokenStream:
             else:
                 self._copy_run(start, [rows[row] for rows in out])
         return None
+
+    def runs(self, starts: Sequence[int], count: int) -> list[np.ndarray] | None:
+        """Return runs of equally many ids as they are stored, if each lies together and is open."""
+        firsts, stretches = self._firsts, self._stretches
+        found = []
+        for start in starts:
+            number = bisect_right(firsts, start) - 1
+            if number < 0:
+                return None
+            stretch, local = stretches[number], start - firsts[number]
+            if start + count > stretch.stop:
+                return None
+            found.append(stretch.values[0][local : local + count])
+        return found
 
     def open_at(self, token: int) -> Stretch:
         """Open what holds a token, and return it.

@@ -1,6 +1,6 @@
 """What a training loop sees of a data set: samples, windows of tokens, packed sequences."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,6 +53,17 @@ class OpenView(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """Return what must be equal for item i to be item i again, as JSON values."""
+        ...
+
+
+@runtime_checkable
+class ReadsBatches(Protocol):
+    """What an ``OpenView`` has as well when many batches at a time cost it less."""
+
+    def read_batches(
+        self, items: np.ndarray, batch_size: int, epoch: int
+    ) -> Iterator[Mapping[str, Column]]:
+        """Yield what ``read`` returns for each ``batch_size`` of the items, fewer at the end."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Windows: the tokens of all samples as one stream, cut every so many tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +43,8 @@ class Windows:
             ``[:, :-1]`` are inputs, ``[:, 1:]`` their targets, and none is lost between windows.
         dtype: Of the ids.
         pad: Id that fills the last window.
-        last: ``pad`` keeps the last window when it is short, ``drop`` leaves it out.
+        last: ``pad`` keeps the last window when it is short, ``drop`` leaves it out. Then there is
+            a token everywhere, and without a stored mask no ``loss_mask`` in a batch.
         boundaries: Say where samples begin.
         loss_mask: A field that says of every id whether it is to be learnt (0: no).
         others: Fields with a number for every id, cut in the same way.
@@ -74,7 +75,13 @@ class Windows:
         if self.last not in ("pad", "drop"):
             raise ContractError(f"windows: last={self.last!r}, expected 'pad' or 'drop'")
         rows = RowFormat(
-            self.field, self.length + self.extra, self.dtype, self.pad, self.loss_mask, self.others
+            self.field,
+            self.length + self.extra,
+            self.dtype,
+            self.pad,
+            self.loss_mask,
+            self.others,
+            is_full=self.last == "drop",
         )
         stream = TokenStream(data_set, self.field, rows.other_fields, files)
         return OpenWindows(self, rows, stream)
@@ -111,6 +118,17 @@ class OpenWindows:
         if self._view.boundaries:
             return self._rows.read_with_boundaries(self._stream, starts)
         return self._rows.read(self._stream, starts)
+
+    def read_batches(
+        self, items: np.ndarray, batch_size: int, epoch: int
+    ) -> Iterator[Mapping[str, Column]]:
+        """Yield many batches of windows."""
+        if not self._view.boundaries:
+            starts = items * self._view.length
+            yield from self._rows.read_batches(self._stream, starts, batch_size)
+            return
+        for first in range(0, len(items), batch_size):
+            yield self.read(items[first : first + batch_size], epoch)
 
     def shards(self, items: np.ndarray) -> np.ndarray:
         """Return the shards that hold a token of these windows, rising."""

@@ -319,6 +319,13 @@ def test_every_plane() -> None:
     assert first_difference(Fast(reference), reference, column(texts)) is None
 
 
+def test_empty_documents_at_the_ends_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spot_check, "EVERY_BYTES", 1)
+    reference = read(BPE)
+    check = spot_check.SpotCheck(Fast(reference), reference, BPE)
+    assert check.drawn(column(["", "a", ""])).to_pylist() == ["a"]
+
+
 def test_large_document_beside_empty_ones() -> None:
     reference = read(BPE)
     texts = column(["", PIECE * 20, ""])

@@ -69,9 +69,10 @@ class SpotCheck:
             return texts[:0]
         lengths = documents.lengths
         mixed = lengths.astype(np.uint64)
-        for eighths in range(8):  # an empty document has no byte, and is never drawn
+        last = len(documents.values) - 1
+        for eighths in range(8):  # an empty document reads a neighbour's, and is never drawn
             at = documents.offsets[:-1] + ((lengths - 1) * eighths >> 3)
-            mixed = (mixed ^ documents.values[at]) * _FACTOR
+            mixed = (mixed ^ documents.values[at.clip(0, last)]) * _FACTOR
             mixed ^= mixed >> np.uint64(29)
         draw = mixed & np.uint64(EVERY_BYTES - 1)
         return take(texts, np.flatnonzero(draw < lengths.astype(np.uint64)))
