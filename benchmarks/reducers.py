@@ -64,17 +64,15 @@ def main() -> None:
     for name, took in encoders.items():
         print(f"{name}: {1e3 * took:.2f} ms an image")
     naive = {name: naive_time(name, args.keep[0]) for name in NAIVE}
-    columns = "".join(f"{f'of {name}':>22}" for name in encoders)
-    print(
-        f"{'reducer':<22}{'keep':>5}{'left':>6}{'ms an image':>13}{columns}"
-        f"{'peak MB':>9}{'naive':>9}"
-    )
+    head_cells = ["reducer", "keep", "left", "ms", *(f"of {each}" for each in encoders)]
+    head_cells += ["peak MB an image", "naive / this"]
+    print(f"| {' | '.join(head_cells)} |\n|{' --- |' * len(head_cells)}")
     found = []
     for name in args.names or reducer_names():
         for keep in args.keep:
             figures = measure(name, keep, args)
             if figures is None:
-                print(f"{name:<22}{keep:>5}  has no options for it")
+                print(f"{name}: no options give {keep} of 576 tokens")
                 continue
             figures["shares"] = {each: figures["seconds"] / took for each, took in encoders.items()}
             if name in naive:
@@ -89,15 +87,17 @@ def main() -> None:
 
 def line(figures: Figures) -> str:
     """Return a line of the table."""
-    label = figures["reducer"] + (f" x{figures['calls']}" if figures["calls"] > 1 else "")
-    label += "*" if figures["cubic"] else ""
-    shares = "".join(f"{share:>22.2%}" for share in figures["shares"].values())
-    naive = f"{figures['naive']:>8.0f}x" if "naive" in figures else f"{'':>9}"
-    return (
-        f"{label:<22}{figures['keep']:>5}{figures['left']:>6}"
-        f"{1e3 * figures['seconds']:>13.3f}{shares}"
-        f"{figures['peak_bytes'] / 1e6:>9.0f}{naive}"
-    )
+    label = f"`{figures['reducer']}`" + (f" x{figures['calls']}" if figures["calls"] > 1 else "")
+    cells = [
+        label + (" *" if figures["cubic"] else ""),
+        f"{figures['keep']}",
+        f"{figures['left']}",
+        f"{1e3 * figures['seconds']:.3g}",
+        *(f"{share:.2%}" for share in figures["shares"].values()),
+        f"{figures['peak_bytes'] / figures['batch'] / 1e6:.1f}",
+        f"{figures['naive']:,.0f}" if "naive" in figures else "",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def measure(name: str, keep: int, args: argparse.Namespace) -> Figures | None:
