@@ -443,7 +443,7 @@ def ours(*, workers: int = 0, pick: str = FIELD, **settings: Any) -> Open:
     return opened
 
 
-# Peers, each as its documentation shows, but for stacking: their own collation is slower
+# Peers, each as its documentation shows; without workers, rows are stacked by hand
 
 
 def litdata(*, shuffle: bool = False, workers: int = 0, single: bool = False) -> Open:

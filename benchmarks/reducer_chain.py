@@ -98,7 +98,7 @@ def reducer_names() -> list[str]:
 
 def views_of(name: str) -> int:
     """Return how many crops the method's case has."""
-    crops = next(getattr(case, "crops", ()) for case in CASES if case.name == name)
+    crops = next(case.crops for case in CASES if case.name == name)
     return int(crops[0] or VIEWS) if crops else 1
 
 
@@ -200,7 +200,7 @@ def _fields(name: str, step: Reducer[Any], views: int, encoder: Encoder) -> dict
         letters = about.split("]", maxsplit=1)[0].strip("[").split(", ")  # [L, H, N]: ...
         dtype = "float32" if "|" not in spec.dtype else encoder.dtype
         found[signal] = FieldSpec(dtype, (*crops, *(sizes[letter] for letter in letters)))
-    return {**found, **getattr(step, "further_inputs", {})}
+    return {**found, **step.further_inputs}
 
 
 def dense(found: Mapping[str, Any], name: str) -> Sequence[torch.Tensor]:

@@ -26,7 +26,10 @@ class ReducerCase:
         options: Of its config.
         num_tokens: N, a square where the method needs a grid.
         num_layers: Of the attention that it reads.
+        averages: Rows of the result are averages of the tokens that went into them.
         identity: Options with which it leaves every token as it is, in order; None where none do.
+        crops: Of each image, for methods that need several.
+        overlaps: Rows also hold tokens that the map sends elsewhere.
     """
 
     name: str
@@ -34,7 +37,10 @@ class ReducerCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     num_tokens: int = 36
     num_layers: int = 1
+    averages: bool = True
     identity: Mapping[str, Any] | None = None
+    crops: tuple[int | None, ...] = ()
+    overlaps: bool = False
 
 
 CASES = (
@@ -44,6 +50,80 @@ CASES = (
     ReducerCase("divprune", "a95a4ba8f94d6bc6", {"keep": 0.25, "order": "selection"}),
     ReducerCase("tome", "e5bb50f35406e497", {"keep": 20}),
     ReducerCase("tome", "dbb151cbb99a6174", {"keep": 0.75, "metric": "features"}),
+    ReducerCase(
+        "evit",
+        "c16b9a24fa68ede0",
+        {"keep": 9},
+        averages=False,
+        identity={"keep": 36, "order": "raster"},
+    ),
+    ReducerCase("evit", "1729d44cad01f7d8", {"keep": 0.5, "order": "raster"}, averages=False),
+    ReducerCase("ats", "a392117d07a30057", {"keep": 9}),
+    ReducerCase("ats", "1322adcc5379ce61", {"keep": 0.5, "variant": "paper"}),
+    ReducerCase("vtc_cls", "da4b06457e6316ab", {"keep": 9}, num_layers=3, identity={"keep": 36}),
+    ReducerCase(
+        "hiprune",
+        "153b4399302c17c3",
+        {"keep": 16, "alpha": 1.0},
+        num_layers=2,
+        identity={"keep": 36},
+    ),
+    ReducerCase(
+        "hiprune",
+        "a85d606f929c37f2",
+        {"keep": 0.5, "alpha": 0.5, "class_query": False, "variant": "paper"},
+        num_layers=2,
+    ),
+    ReducerCase("fopru", "814aff83b5f293fb", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("fopru", "5048188b3e363bd9", {"keep": 0.5, "strategy": "row"}),
+    ReducerCase("zero_tprune", "5f23d3676837ece7", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("zero_tprune", "d57f8995e449c9d0", {"keep": 0.5, "similar": 1.0, "rounds": 30}),
+    ReducerCase("mustdrop", "eee2bd2dcf384714", {"threshold": 0.0}, identity={"threshold": 1.0}),
+    ReducerCase("mustdrop", "3cddd7af5b1406bd", {"threshold": -0.2, "window": 2}),
+    ReducerCase("bat", "6fd48324f8482b6e", {"keep": 12, "matched": 0.3}),
+    ReducerCase("bat", "150440c323ace4c2", {"keep": 0.5, "attentive": 0.0, "weights": "size"}),
+    ReducerCase(
+        "token_corr_compressor",
+        "65a65a8a5cc7e82e",
+        {"similarity": 0.4},
+        num_layers=2,
+        identity={"similarity": 1.0},
+    ),
+    ReducerCase(
+        "token_corr_compressor", "dc91e471a2d00dee", {"similarity": 0.2, "repeats": 0.2, "least": 5}
+    ),
+    ReducerCase("vflowopt", "c52b183cdceec70d", {"keep": 0.4}),
+    ReducerCase("vflowopt", "5a7636b42fb978da", {"keep": 20, "threshold": 1.0, "cell": 3}),
+    ReducerCase("hired", "5c4c53cfd3018054", crops=(5,), num_layers=2),
+    ReducerCase(
+        "hired", "ded20af6a8bd23cb", {"keep": 0.3, "variant": "paper"}, crops=(5,), num_layers=2
+    ),
+    ReducerCase("globalcom2", "15fc22a03f9cf488", crops=(5,)),
+    ReducerCase("globalcom2", "b4f8b2df206f165d", {"keep": 0.5, "variant": "paper"}, crops=(5,)),
+    ReducerCase("tome_stride", "27bcea2791896539"),
+    ReducerCase("tome_stride", "ba46d026cf751837", {"stride": 5, "metric": "features"}),
+    ReducerCase("dart", "3bb07473f95eb124"),
+    ReducerCase("dart", "97984c23187cd52d", {"keep": 20, "pivots": 3}),
+    ReducerCase("m3_pool", "e483e0dba0e167b7", {"scales": (1, 9, 36)}, overlaps=True),
+    ReducerCase("m3_pool", "b264eaf56be33f5c", {"scales": (9,)}, identity={"scales": (36,)}),
+    ReducerCase("adaptive_pool", "5b3264f6d2cca287", {"grid": (3, 2)}, identity={"grid": (6, 6)}),
+    ReducerCase("adaptive_pool", "ed4c8f6d1460e580", {"grid": (4, 5)}, overlaps=True),
+    ReducerCase("testa", "7088dbba821b6980", num_tokens=9, crops=(6,)),
+    ReducerCase(
+        "testa", "982f97f89e882161", {"frames": 6, "tokens": 7, "metric": "features"}, 9, crops=(6,)
+    ),
+    ReducerCase("fastvggt", "b85ad56786bfda86", num_tokens=16, crops=(3,), overlaps=True),
+    ReducerCase(
+        "fastvggt",
+        "02765b36e5013a05",
+        {"keep": 35, "protect": 0.0, "variant": "paper"},
+        16,
+        crops=(3,),
+    ),
+    ReducerCase("sta", "793e8d67426b42c6", num_tokens=12, crops=(4,)),
+    ReducerCase(
+        "sta", "fa9dcc454051aebd", {"keep": 5, "slots": 4, "reverse": True, "metric": "features"}
+    ),
 )
 
 
@@ -66,12 +146,18 @@ def reducer(
     for signal in op.signals:
         shape = tuple(sizes[letter] for letter in _LETTERS[signal])
         fields[signal] = FieldSpec(SIGNALS[signal][0].dtype.split("|")[0], (*crops, *shape))
-    op.bind(fields)
+    op.bind({**op.further_inputs, **fields})
     op.setup("cpu")
     return op
 
 
-_LETTERS = {"cls_attention": "LHN", "attention": "LHNN", "keys": "NHD", "values": "NHD"}
+_LETTERS = {
+    "cls_attention": "LHN",
+    "attention": "LHNN",
+    "keys": "NHD",
+    "values": "NHD",
+    "cls_logits": "LHN",
+}
 
 
 def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -81,6 +167,8 @@ def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Ten
     for name, spec in op.inputs.items():
         shape = (rows, *(n or 0 for n in spec.shape))
         values = random.normal(size=shape)
+        if name == "crop_grid":  # a square picture
+            values = np.tile([2, (op.inputs["features"].shape[0] or 5) // 2, 300, 300], (rows, 1))
         if "attention" in name:
             values = np.exp(2 * values)
             values /= values.sum(axis=-1, keepdims=True)

@@ -51,7 +51,7 @@ def _method(name: str, cls: Any) -> tuple[str, ...]:
     title = about.splitlines()[0].rstrip(".")
     op = _built(name)
     reads = [f"`{signal}`" for signal in op.signals]
-    reads += [f"`{field}`" for field in getattr(op, "further_inputs", {})]
+    reads += [f"`{field}`" for field in op.further_inputs]
     if cls.needs_grid:
         reads.append("the grid")
     if len(op.inputs["features"].shape) == 3:
@@ -74,8 +74,8 @@ def _method(name: str, cls: Any) -> tuple[str, ...]:
 def _built(name: str) -> Any:
     """Return the reducer of the method's first case, which has the default choices mostly."""
     case = next(case for case in CASES if case.name == name)
-    crops = getattr(case, "crops", ())
-    return reducer(name, case.num_tokens, num_layers=case.num_layers, crops=crops, **case.options)
+    more = {"num_layers": case.num_layers, "crops": case.crops}
+    return reducer(name, case.num_tokens, **more, **case.options)
 
 
 def _copies(op: Any) -> bool:

@@ -10,7 +10,7 @@ layers, H heads, D channels a head.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -46,17 +46,25 @@ SIGNALS: Mapping[str, tuple[FieldSpec, str]] = {
     ),
     "keys": (FieldSpec(FLOATS, (None, None, None)), "[N, H, D]: keys of the layer `key_layer`"),
     "values": (FieldSpec(FLOATS, (None, None, None)), "[N, H, D]: values of the same layer"),
+    "cls_logits": (
+        FieldSpec("float32", (None, None, None)),
+        "[L, H, N]: scores of the class token before the softmax, of the same layers",
+    ),
 }
 """What an encoder tells of its tokens beside their features: spec of a row, and what it is."""
 
 LOWEST = -1e30
 """Below every score that a method gives."""
 
+TINY = 1e-30
+"""Instead of zero where something is divided by a sum of weights."""
+
 _TOKEN_AXES: Mapping[str, tuple[int, ...]] = {
     "cls_attention": (3,),
     "attention": (3, 4),
     "keys": (1,),
     "values": (1,),
+    "cls_logits": (3,),
 }
 """Axes of a batch of signals that count tokens."""
 
@@ -89,6 +97,10 @@ class Tokens:
         attention: float32 [B, L, H, N, N].
         keys: [B, N, H, D].
         values: [B, N, H, D].
+        cls_logits: float32 [B, L, H, N].
+        crops: int64 [I + 1]: image i has rows ``crops[i]`` to ``crops[i + 1]``; None where each
+            row is an image.
+        more: The fields of ``further_inputs``, a row for each image.
     """
 
     features: "torch.Tensor"
@@ -98,6 +110,9 @@ class Tokens:
     attention: "torch.Tensor | None" = None
     keys: "torch.Tensor | None" = None
     values: "torch.Tensor | None" = None
+    cls_logits: "torch.Tensor | None" = None
+    crops: np.ndarray | None = None
+    more: Mapping[str, Column] = field(default_factory=dict)
 
     def without_padding(self, scores: "torch.Tensor") -> "torch.Tensor":
         """Return scores [B, N] so low for padding that it comes last; finite, unlike -inf."""
@@ -120,12 +135,17 @@ class Reduction:
         lengths: int64 [B], rows that count, where some images keep fewer; None is all K.
         index: int64 [B, K]: the token that each output row is a copy of, for methods that select;
             None for those that merge.
+        sizes: float32 [B, K], where rows also hold tokens that the map sends elsewhere; None is
+            what the map says.
+        more: [B, K] for each of ``further_outputs``.
     """
 
     features: "torch.Tensor"
     token_map: "torch.Tensor"
     lengths: "torch.Tensor | None" = None
     index: "torch.Tensor | None" = None
+    sizes: "torch.Tensor | None" = None
+    more: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
 
 
 ConfigT = TypeVar("ConfigT", bound=ReducerConfig)
@@ -143,6 +163,9 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     Crops. ``features`` [V, N, C] (V crops of every image) or ragged [*, N, C] (as many as each
     image has) are reduced crop by crop, and all that is added has the crops in front as well.
 
+    A method that ``is_joint`` takes all crops (frames, views) of an image as one row of V * N
+    tokens instead, and writes [K, C], to whose rows the map [V, N] leads; V must be fixed.
+
     Images that keep different numbers: where ``is_adaptive``, after such a reducer, and where the
     encoder gives ``token_mask`` bool [N] (False for padding, which is dropped). ``features`` and
     ``sizes`` are ragged then, and hold the crops of an image one after another.
@@ -159,8 +182,12 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     """Where the method is from: arXiv:..."""
     is_adaptive: ClassVar[bool] = False
     """How many tokens are left depends on the image."""
-    needs_grid: ClassVar[bool] = False
+    needs_grid: bool = False
     """Tokens must stand in the encoder's raster order: no reducer may come before."""
+    needs_crops: ClassVar[bool] = False
+    """Several crops of each image must be given."""
+    is_joint: ClassVar[bool] = False
+    """Tokens of all crops of an image stand in one row of the batch."""
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__(config)
@@ -174,6 +201,21 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """Which of ``SIGNALS`` it reads."""
         return ()
 
+    @property
+    def needs_whole(self) -> bool:
+        """Whether no padding may be there: no ``token_mask``."""
+        return False
+
+    @property
+    def further_inputs(self) -> Mapping[str, FieldSpec]:
+        """Fields of an image, beside features and signals, that it reads."""
+        return {}
+
+    @property
+    def further_outputs(self) -> Mapping[str, str]:
+        """Fields that it adds beside ``sizes``, one value a row of the result -> their dtype."""
+        return {}
+
     @abstractmethod
     def num_kept(self, num_tokens: int) -> int:
         """Return K for N tokens; where ``is_adaptive``, the most that can be left.
@@ -185,6 +227,13 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @abstractmethod
     def reduce(self, tokens: Tokens) -> Reduction:
         """Reduce a batch; rows do not depend on each other."""
+
+    def faults(self, tokens: Tokens) -> Mapping[int, str]:  # noqa: ARG002 - nothing may be wrong
+        """Return what is wrong with the ``further_inputs`` of some images: image -> what.
+
+        ``reduce`` is given these too, and must get over them; its results are thrown away.
+        """
+        return {}
 
     def check_signal(self, name: str, spec: FieldSpec) -> None:
         """Check that a signal is what the method needs, for example of how many layers.
@@ -202,7 +251,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
     @property
     def offers(self) -> Mapping[str, str]:
         """Every signal, when an earlier operator gives it."""
-        return {name: about for name, (_, about) in SIGNALS.items()}
+        names = ("keys", "values") if self.is_joint else SIGNALS
+        return {name: SIGNALS[name][1] for name in names}
 
     def bind(self, fields: Mapping[str, FieldSpec]) -> None:
         """Take the number of tokens, crops and channels from the job, and check the signals."""
@@ -217,6 +267,22 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
                 hint="tokens of different number come from another reducer of images whose number "
                 "of crops is fixed, with its token_map",
             )
+        if self.needs_crops and len(features.shape) == 2:
+            raise ContractError(
+                f"{name}: features {features} are of one crop, expected several of each image",
+                hint="let the encoder read crops, frames or views: [V, N, C]",
+            )
+        if self.is_joint and None in features.shape:
+            raise ContractError(
+                f"{name}: features {features}, but crops, frames and tokens must be equally many "
+                "for all",
+                hint="give a fixed number of each",
+            )
+        if self.needs_whole and "token_mask" in fields:
+            raise ContractError(
+                f"{name}: token_mask says that some tokens are padding, which has no place here",
+                hint="let the encoder read images without padding",
+            )
         if self.needs_grid and "token_map" in fields:
             raise ContractError(
                 f"{name}: reads tokens in raster order, but an earlier reducer changed it",
@@ -228,9 +294,10 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
                 continue
             shape = fields[signal].shape[len(features.shape) - 2 :]
             found = {shape[axis - 1] for axis in _TOKEN_AXES[signal] if axis <= len(shape)}
-            if found != {self._num_tokens}:
+            tokens = self._num_tokens // (self.joint_crops or 1)
+            if found != {tokens}:
                 raise ContractError(
-                    f"{name}: {signal} {fields[signal]} is not of the {self._num_tokens} tokens of "
+                    f"{name}: {signal} {fields[signal]} is not of the {tokens} tokens of "
                     f"features {features}",
                     hint="both come from one encoder, and reducers between pass signals on",
                 )
@@ -241,7 +308,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """``features`` and the signals; ``token_map`` and ``sizes`` after another reducer."""
         features = self._given.get("features")
         shape = (None, None) if features is None else features.shape
-        found = {"features": FieldSpec(FLOATS, shape)}
+        found = {"features": FieldSpec(FLOATS, shape), **self.further_inputs}
         crops = shape[:-2]
         for signal in sorted({*self.signals, *self._asked}):
             spec = SIGNALS[signal][0]
@@ -259,7 +326,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         features = self._given.get("features", FieldSpec("float32", (1, 1)))
         *crops, _, channels = features.shape
         before = self._given.get("token_map")
-        encoded = (*crops, self._num_tokens) if before is None else before.shape
+        encoded = (*crops, features.shape[-2] or self._num_tokens)
+        if before is not None:
+            encoded = before.shape
+        if self.is_joint:
+            crops = []
         count = "int16" if math.prod(n or 1 for n in encoded) < 1 << 15 else "int32"
         left: tuple[int | None, ...] = (*crops, self.num_kept(self._num_tokens))
         if self._is_ragged:
@@ -268,6 +339,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             "features": FieldSpec(features.dtype, (*left, channels)),
             "token_map": FieldSpec(count, encoded),
             "sizes": FieldSpec(count, left),
+            **{name: FieldSpec(dtype, left) for name, dtype in self.further_outputs.items()},
         }
         for signal in sorted(self._asked):
             spec = self._given.get(signal)
@@ -308,22 +380,20 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         features = batch["features"]
         rows = num_rows(features)
-        crops: int | np.ndarray | None = None
-        if len(self.inputs["features"].shape) == 3:
-            crops = features.offsets if isinstance(features, Ragged) else features.shape[1]
-        tokens = self._tokens(batch)
+        crops = self._crops(features)
+        tokens = self.tokens(batch)
         bad = self._not_finite(tokens)
         reduction = self.reduce(_without(tokens, bad))
         columns = self._columns(tokens, reduction, batch, crops)
         found = {name: _as_rows(column, crops, rows) for name, column in columns.items()}
-        if not bool(bad.any()):
+        name = self.config.name
+        errors = {row: SampleError(f"{name}: {what}") for row, what in self.faults(tokens).items()}
+        if bool(bad.any()):
+            not_finite = _images(crops, rows)[torch.nonzero(bad).flatten().cpu().numpy()]
+            what = "features or signals hold NaN or infinity, expected finite"
+            errors |= {int(row): SampleError(f"{name}: {what}") for row in np.unique(not_finite)}
+        if not errors:
             return found
-        errors = {
-            int(row): SampleError(
-                f"{self.config.name}: features or signals hold NaN or infinity, expected finite"
-            )
-            for row in np.unique(_images(crops, rows)[torch.nonzero(bad).flatten().cpu().numpy()])
-        }
         raise RowErrors(errors, take_batch(found, np.setdiff1d(np.arange(rows), list(errors))))
 
     @property
@@ -338,15 +408,15 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """N: of a ragged input the most there can be."""
         features = self._given.get("features", FieldSpec("float32", (1, 1)))
         if features.shape[-2] is not None:
-            return features.shape[-2]
+            return features.shape[-2] * (self.joint_crops or 1)
         for name, axes in _TOKEN_AXES.items():  # as wide as the reducer before left them
             if name in self._given:
                 return int(self._given[name].shape[axes[0] - 1] or 1)
         before = self._given.get("token_map", FieldSpec("int16", (None,))).shape
         return math.prod(n or 0 for n in before)
 
-    def _tokens(self, batch: Batch) -> Tokens:
-        """Return the batch with crops as rows, and rows of different length padded."""
+    def tokens(self, batch: Batch) -> Tokens:
+        """Return a batch as ``reduce`` takes it: crops are rows, and short rows are padded."""
         import torch
 
         features = self._flat(batch["features"])
@@ -361,12 +431,29 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if "sizes" in self._given:
             sizes = self._flat(batch["sizes"]).float()
         signals = {name: self._flat(batch[name]) for name in self.signals}
-        return Tokens(features, sizes, valid, **signals)
+        crops = self._crops(batch["features"])
+        if isinstance(crops, int):
+            crops = np.arange(num_rows(batch["features"]) + 1) * crops
+        more = {name: batch[name] for name in self.further_inputs}
+        return Tokens(features, sizes, valid, crops=crops, more=more, **signals)
 
     @property
     def _crop_axes(self) -> int:
-        """1 where an image has crops, else 0."""
-        return len(self.inputs["features"].shape) - 2
+        """1 where an image has crops that are rows of their own, else 0."""
+        return 0 if self.is_joint else len(self.inputs["features"].shape) - 2
+
+    def _crops(self, features: Column) -> "int | np.ndarray | None":
+        """Return how many crops each image has, or where each image's begin; None without any."""
+        if not self._crop_axes:
+            return None
+        return features.offsets if isinstance(features, Ragged) else int(features.shape[1])
+
+    @property
+    def joint_crops(self) -> int | None:
+        """V of a method that takes them as one row; None where there are none to join."""
+        features = self._given.get("features")
+        is_joined = self.is_joint and features is not None and len(features.shape) == 3
+        return features.shape[0] if is_joined and features is not None else None
 
     def _flat(self, column: Column) -> "torch.Tensor":
         """Return a column with crops as rows, and rows of different length padded with zeros."""
@@ -374,6 +461,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         if not isinstance(column, Ragged):
             tensor: torch.Tensor = column
+            if self.joint_crops:
+                return tensor.flatten(1, 2)
             return tensor.flatten(0, 1) if self._crop_axes else tensor
         values = to_torch(column.values).to(self.config.device)
         if self._crop_axes:
@@ -404,8 +493,14 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
         dtype = getattr(torch, self.outputs["token_map"].dtype)
         token_map, kept = reduction.token_map, reduction.features.shape[1]
-        sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0].round().to(dtype)
-        found: dict[str, Any] = {"features": reduction.features, "sizes": sizes}
+        sizes = reduction.sizes
+        if sizes is None:
+            sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0]
+        found: dict[str, Any] = {
+            "features": reduction.features,
+            "sizes": sizes.round().to(dtype),
+            **reduction.more,
+        }
         lengths = reduction.lengths
         if self._is_ragged:
             if lengths is None:
@@ -418,8 +513,15 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if "token_map" in self._given:
             before = self._flat(batch["token_map"]).long()
             shape = before.shape
+            if self.joint_crops:  # an earlier map counts the rows of one crop
+                first = torch.arange(self.joint_crops, device=before.device)
+                first = first * (self._num_tokens // self.joint_crops)
+                first = first.repeat_interleave(shape[1] // self.joint_crops)
+                before = torch.where(before < 0, -1, before + first)
             carried = token_map.gather(1, before.clamp(min=0).flatten(1))
             token_map = torch.where(before < 0, -1, carried.reshape(shape))
+        if self.joint_crops:
+            token_map = token_map.unflatten(1, (self.joint_crops, -1))
         found["token_map"] = token_map.to(dtype)
         for name in self._asked & set(self.outputs):
             signal = self._flat(batch[name])
@@ -458,13 +560,16 @@ def select(tokens: Tokens, index: "torch.Tensor") -> Reduction:
     return Reduction(features, token_map, lengths, index)
 
 
-def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
+def merge(
+    tokens: Tokens, token_map: "torch.Tensor", kept: int, weights: "torch.Tensor | None" = None
+) -> Reduction:
     """Average tokens, weighted by size, in float32.
 
     Args:
         tokens: What is given.
         token_map: int64 [B, N]: the output row of each token, -1 drops it.
         kept: K; a row that no token goes into is zero.
+        weights: [B, N], positive, to weigh by instead.
     """
     import torch
 
@@ -476,10 +581,36 @@ def merge(tokens: Tokens, token_map: "torch.Tensor", kept: int) -> Reduction:
         place = order.argsort(dim=1)  # where each row goes, empty ones last
         token_map = torch.where(token_map < 0, -1, place.gather(1, token_map.clamp(min=0)))
         lengths = (~is_empty).sum(dim=1)
-    total = sum_by_map(sizes, token_map, kept)
-    summed = sum_by_map(tokens.features.float() * sizes, token_map, kept)
-    features = summed / total.clamp(min=1)
+    weigh = sizes if weights is None else weights[..., None]
+    total = sum_by_map(weigh, token_map, kept).clamp(min=TINY)
+    part = weigh / total.gather(1, token_map.clamp(min=0)[..., None])  # 1 for a token by itself
+    part = part.masked_fill(token_map[..., None] < 0, 0)
+    features = sum_by_map(tokens.features.float() * part, token_map, kept)
     return Reduction(features.to(tokens.features.dtype), token_map, lengths)
+
+
+def select_some(tokens: Tokens, index: "torch.Tensor", lengths: "torch.Tensor") -> Reduction:
+    """Keep some tokens as they are, a different number of each row.
+
+    Args:
+        tokens: What is given.
+        index: int64 [B, K], different tokens of each row, no padding among those that count.
+        lengths: int64 [B]: how many of a row's, from the first, are kept.
+    """
+    import torch
+
+    places = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    token_map = torch.full(tokens.features.shape[:2], -1, device=index.device)
+    token_map.scatter_(1, index, torch.where(places < lengths[:, None], places, -1))
+    features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.features.shape[2]))
+    return Reduction(features, token_map, lengths, index)
+
+
+def in_raster_order(is_kept: "torch.Tensor") -> "torch.Tensor":
+    """Return int64 [B, N]: the tokens of bool [B, N] that are kept, as read, then the others."""
+    import torch
+
+    return (~is_kept).to(torch.int8).sort(dim=1, stable=True).indices
 
 
 def sum_by_map(values: "torch.Tensor", token_map: "torch.Tensor", kept: int) -> "torch.Tensor":
@@ -490,8 +621,18 @@ def sum_by_map(values: "torch.Tensor", token_map: "torch.Tensor", kept: int) -> 
     import torch
 
     rows = torch.arange(kept, device=token_map.device)
-    goes = token_map[:, None, :] == rows[:, None]
-    return goes.to(values.dtype) @ values
+    goes = (token_map[:, None, :] == rows[:, None]).to(values.dtype)
+    return times_vector(goes, values[..., 0])[..., None] if values.shape[2] == 1 else goes @ values
+
+
+def times_vector(matrix: "torch.Tensor", vector: "torch.Tensor") -> "torch.Tensor":
+    """Multiply matrices [..., N, M] with a vector [..., M] each: [..., N].
+
+    As two columns: for a single one, a batch of one takes another routine, which rounds otherwise.
+    """
+    import torch
+
+    return (matrix @ torch.stack([vector, vector], dim=-1))[..., 0]
 
 
 def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":
@@ -500,7 +641,11 @@ def top_k(scores: "torch.Tensor", k: int) -> "torch.Tensor":
 
 
 def share(
-    keep: int | float, num_tokens: int, name: str, rounding: Callable[[float], int] = round
+    keep: int | float,
+    num_tokens: int,
+    name: str,
+    rounding: Callable[[float], int] = round,
+    option: str = "keep",
 ) -> int:
     """Return K of a budget.
 
@@ -509,6 +654,7 @@ def share(
         num_tokens: N.
         name: Of the reducer, for the message.
         rounding: How its authors make a whole number of a share; ``round`` is half to even.
+        option: Of the budget, for the message.
 
     Raises:
         ContractError: more than there are, or none.
@@ -516,7 +662,8 @@ def share(
     kept = keep if isinstance(keep, int) else rounding(keep * num_tokens)
     if not 1 <= kept <= num_tokens:
         raise ContractError(
-            f"{name}: keep={keep} is {kept} of {num_tokens} tokens",
+            f"{name}: {option}={keep} is {kept} of {num_tokens}"
+            + (" tokens" if option == "keep" else ""),
             hint=f"keep between 1 and {num_tokens}",
         )
     return kept
@@ -536,7 +683,7 @@ def _without(tokens: Tokens, bad: "torch.Tensor") -> Tokens:
     """Return tokens with zeros in rows that are rejected, so that they disturb no method."""
     if not bool(bad.any()):
         return tokens
-    names = ("features", "cls_attention", "attention", "keys", "values")
+    names = ("features", *SIGNALS)
     found = {name: getattr(tokens, name) for name in names}
     return replace(
         tokens,

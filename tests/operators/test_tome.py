@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from operators.errors import ContractError
-from operators.reducers.base import Tokens, merge
+from operators.reducers.base import Tokens, merge, sum_by_map
 from operators.reducers.tome import match
 from tests.reducer_cases import golden, reducer, tokens_of
 
@@ -56,3 +56,26 @@ def test_one_call_halves_at_most() -> None:
 def test_of_equal_partners_the_first_is_taken() -> None:
     token_map = match(torch.ones(1, 6, 2), 3, tokens_of(torch.ones(1, 6, 2)))
     assert token_map.tolist() == [[0, 0, 0, 1, 0, 2]]
+
+
+@pytest.mark.parametrize("file", ["classtoken", "distill"])
+def test_golden_with_protected_tokens(file: str) -> None:
+    given, wanted = golden("tome", file)
+    x, sizes = given["x0"], torch.ones(given["x0"].shape[:2])
+    groups = torch.arange(x.shape[1]).expand(2, -1)
+    for turn in (1, 2):
+        tokens = Tokens(x, sizes)
+        kept = wanted[f"x{turn}"].shape[1]
+        token_map = match(
+            given[f"metric{turn - 1}"],
+            x.shape[1] - kept,
+            tokens,
+            has_class=True,
+            has_distilled=file == "distill",
+        )
+        x = merge(tokens, token_map, kept).features
+        sizes = sum_by_map(sizes[..., None], token_map, kept)[..., 0]
+        groups = token_map.gather(1, groups)
+        torch.testing.assert_close(x, wanted[f"x{turn}"], rtol=1e-5, atol=1e-5)
+        assert torch.equal(sizes, wanted[f"size{turn}"][..., 0])
+    assert torch.equal(groups, wanted["group_of_token"])
