@@ -1,7 +1,8 @@
 """Time of every token reducer, as a share of the encoder's forward pass before it.
 
 A call of the operator is timed on ready tensors, as it stands between encoder and writer: checks,
-reduction, map and sizes; the best of some rounds, since others may be at work on the machine.
+reduction, map and sizes; the best of some rounds. On a CPU it is processor time, all threads
+together, because others may be at work on the machine; on a GPU it is time by the clock.
 Features are random, [batch, 576, 1024]; methods of several crops get theirs, and all is counted for
 one crop of 576 tokens. The encoders are transformers' own classes with random weights; on a CPU one
 image is encoded, since the time is the same for each.
@@ -113,11 +114,9 @@ def measure(name: str, keep: int, args: argparse.Namespace) -> Figures | None:
     peak = peak_bytes(chain, batch, args.device)
     took = []
     for _ in range(args.rounds):
-        settle(args.device)
-        began = time.perf_counter()
+        began = clock(args.device)
         chain(batch)
-        settle(args.device)
-        took.append(time.perf_counter() - began)
+        took.append(clock(args.device) - began)
     about = " ".join((registry.get(name).__doc__ or "").split())
     return {
         "reducer": name,
@@ -134,11 +133,11 @@ def measure(name: str, keep: int, args: argparse.Namespace) -> Figures | None:
 def peak_bytes(chain: Chain, batch: Mapping[str, Any], device: str) -> int:
     """Return the most bytes of tensors that a call holds beside its inputs."""
     if device == "cuda":
-        settle(device)
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         chain(batch)
-        settle(device)
+        torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         chain(batch)
@@ -150,9 +149,12 @@ def peak_bytes(chain: Chain, batch: Mapping[str, Any], device: str) -> int:
     return most
 
 
-def settle(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def clock(device: str) -> float:
+    """Return seconds: of the processor, or by the clock once the GPU is done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def encoder_times(args: argparse.Namespace) -> dict[str, float]:
@@ -195,11 +197,9 @@ def encoder_times(args: argparse.Namespace) -> dict[str, float]:
         took = []
         with torch.inference_mode():
             for _ in range(args.rounds + 1):
-                settle(args.device)
-                began = time.perf_counter()
+                began = clock(args.device)
                 model(pixels)
-                settle(args.device)
-                took.append(time.perf_counter() - began)
+                took.append(clock(args.device) - began)
         found[name] = min(took[1:]) / images
         del model
     return found
@@ -274,12 +274,12 @@ def naive_time(name: str, keep: int) -> float:
     tokens, channels = (576, 1024) if name == "topk" else (96, 64)
     features = [[draw(0, 1) for _ in range(channels)] for _ in range(tokens)]
     kept = keep * tokens // 576
-    began = time.perf_counter()
+    began = time.process_time()
     if name == "topk":
         naive_topk(features, [[draw(0, 1) for _ in range(tokens)] for _ in range(16)], kept)
     else:
         NAIVE[name](features, kept)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     return took * (576 / tokens) ** 2 * (1024 / channels) if name != "topk" else took
 
 

@@ -74,8 +74,8 @@ def _method(name: str, cls: Any) -> tuple[str, ...]:
 def _built(name: str) -> Any:
     """Return the reducer of the method's first case, which has the default choices mostly."""
     case = next(case for case in CASES if case.name == name)
-    more = {"num_layers": case.num_layers, "crops": case.crops}
-    return reducer(name, case.num_tokens, **more, **case.options)
+    layers, crops = case.num_layers, case.crops
+    return reducer(name, case.num_tokens, num_layers=layers, crops=crops, **case.options)
 
 
 def _copies(op: Any) -> bool:

@@ -11,6 +11,7 @@ from pipeline.storage import Storage
 from tests.e2e.command_line import CommandLine
 from tests.e2e.photo_job import write_corpus, write_job
 from tests.patch_means import PatchMeans
+from tests.reducer_cases import CASES, ReducerCase, batch_for, reducer
 
 JOB = """\
 name: reduced
@@ -125,6 +126,21 @@ def test_without_the_map_there_is_nothing_to_see(corpus: CommandLine) -> None:
     run(corpus, "name: divprune, keep: 4", stored="sizes")
     assert corpus("preview", "out") == 2
     assert "out: none of ['features', 'sizes'] comes from an operator" in corpus.err
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_reducer_can_be_drawn(case: ReducerCase) -> None:
+    layers, crops = case.num_layers, case.crops
+    op = reducer(case.name, case.num_tokens, num_layers=layers, crops=crops, **case.options)
+    out = op(batch_for(op, 1))
+    token_map = np.asarray(out["token_map"])
+    shape = (PATCH, case.num_tokens * PATCH, 3)  # all tokens in a row
+    white = np.full((*token_map.shape[1:-1], *shape), 255, np.uint8)
+    (drawing,) = op.draw({"token_map": token_map}, [white])
+    assert drawing.pixels.shape == white.shape
+    cut = drawing.pixels.reshape(-1, PATCH, case.num_tokens, PATCH, 3)
+    is_dark = cut.max(axis=(1, 3, 4)) < 100
+    assert np.array_equal(is_dark, token_map.reshape(-1, case.num_tokens) < 0)
 
 
 def test_merged_tokens_have_one_colour_and_a_line_around_them() -> None:
