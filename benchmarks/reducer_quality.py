@@ -8,8 +8,8 @@ For the sample photographs, at two budgets:
   on average and at worst (the mean over photographs of either).
 
 Measured on the pixels of patches, for what needs no signals, and on the features of an encoder. One
-with random weights says little of a trained one: its attention is nearly even, so that methods that
-go by it choose almost at random. Give a checkpoint to learn something of it.
+with random weights says little of a trained one: its attention follows nothing in the picture, so
+that methods that go by it come out badly. Give a checkpoint to learn something of them.
 
     python -m benchmarks.reducer_quality
     python -m benchmarks.reducer_quality --weights facebook/dinov2-small --photos 64
