@@ -16,7 +16,7 @@ there from one device operator to the next.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import (
     Annotated,
@@ -318,6 +318,38 @@ class Invertible(Protocol):
 
         Loads what it needs on the first call (``setup`` is not called before). Numpy and pyarrow
         columns in and out, ``image`` as uint8 [N, H, W, 3], ``text`` as large_string.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A picture that shows what became of its parts.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], or [V, H, W, 3] of V views.
+        note: What stands below it, a few words.
+    """
+
+    pixels: np.ndarray
+    note: str
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """An operator whose outputs say what becomes of the parts of a picture."""
+
+    @property
+    def drawn_from(self) -> tuple[str, ...]:
+        """Which of its outputs it needs for that."""
+        ...
+
+    def draw(self, batch: Batch, pictures: Sequence[np.ndarray]) -> Sequence[Drawing]:
+        """Show the outputs of N rows over the pictures they come from; without ``setup``.
+
+        Args:
+            batch: The fields of ``drawn_from``, as numpy columns.
+            pictures: uint8 [H, W, 3] each, or [V, H, W, 3].
         """
         ...
 

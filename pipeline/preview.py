@@ -1,15 +1,15 @@
-"""A look at the tokens: originals beside what the tokens decode to."""
+"""A look at the tokens: originals beside what they decode to, or what became of their parts."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
-from operators.base import Batch, Column, Invertible, Ragged
+from operators.base import Batch, Column, Drawable, FieldSpec, Invertible, Ragged
 from operators.columns import concat, num_values, take
 from pipeline.errors import SpecError
 from pipeline.manifest import DataSet, open_data_set
@@ -45,9 +45,11 @@ class Preview:
         keys: N sample keys.
         originals: Label of an operator -> its input, N images (uint8 arrays), views of images
             ([V, H, W, 3]) or texts.
-        decoded: The same, decoded from the stored tokens.
+        decoded: The same, decoded from the stored tokens; or, of an operator whose tokens do not
+            decode, drawn by them.
         num_ids: Label -> the number of tokens of each sample.
         warning: Shown on the sheet, or None.
+        notes: Label of an operator that draws -> what stands below each of its pictures.
     """
 
     name: str
@@ -56,14 +58,17 @@ class Preview:
     decoded: Mapping[str, Sequence[Any]]
     num_ids: Mapping[str, Sequence[int]]
     warning: str | None
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def sheet(self) -> Image.Image:
-        """Draw a row per sample: for every operator its original, then the decoded tokens."""
+        """Draw a row per sample: for every operator its original, then what its tokens show."""
         return _Sheet(self).draw()
 
 
 def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
-    """Decode the first rows of a data set with every operator that has an inverse.
+    """Decode the first rows of a data set with every operator that has an inverse, or draws.
+
+    An operator that draws is shown over the image that the chain made its inputs of.
 
     Raises:
         SpecError: no stored field comes from such an operator, or there are no rows.
@@ -79,7 +84,8 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
         for i, bound in enumerate(chain.steps)
         if isinstance(bound.step, Invertible) and set(bound.writes.values()) <= stored
     ]
-    if not steps:
+    drawn = [i for i in range(len(chain.steps)) if _is_drawn(chain, i, stored)]
+    if not steps and not drawn:
         raise SpecError(
             f"{uri}: none of {sorted(stored)} comes from an operator that can decode",
             hint="write the tokenizer's own field too (shards.fields)",
@@ -100,13 +106,58 @@ def preview(uri: str, storage: Storage, num: int = 8) -> Preview:
                 originals[bound.label] = _items(before[name])
                 decoded[bound.label] = _items(out[name])
                 num_ids[bound.label] = _num_ids(tokens, len(keys))
+    notes: dict[str, Sequence[str]] = {}
+    for i in drawn:
+        found = _picture(chain, i)
+        if found is None:
+            continue
+        before = _inputs(data, job, chain, found[0], partition, keys)
+        if found[1] not in before:
+            continue
+        step, writes = chain.steps[i].step, chain.steps[i].writes
+        assert isinstance(step, Drawable)
+        label, pictures = chain.steps[i].label, _items(before[found[1]])
+        tokens = {name: _column(batch.column(writes[name])) for name in step.drawn_from}
+        drawings = step.draw(tokens, pictures)
+        originals[label], decoded[label] = pictures, [drawing.pixels for drawing in drawings]
+        notes[label] = [drawing.note for drawing in drawings]
     if not decoded:
         raise SpecError(
             f"{uri}: nothing that can be shown comes back from {', '.join(sorted(stored))}",
-            hint="only operators that decode to images or text can be looked at",
+            hint="only operators that decode to images or text can be looked at, and reduced "
+            "tokens of images that the job itself encodes",
         )
     warning = "random weights: the tokens mean nothing" if data.manifest.random_weights else None
-    return Preview(data.manifest.name, keys, originals, decoded, num_ids, warning)
+    return Preview(data.manifest.name, keys, originals, decoded, num_ids, warning, notes)
+
+
+def _is_drawn(chain: Chain, index: int, stored: set[str]) -> bool:
+    """Say whether a step draws, and all that it needs is stored and is its own."""
+    step, writes = chain.steps[index].step, chain.steps[index].writes
+    if not isinstance(step, Drawable):
+        return False
+    later = {field for bound in chain.steps[index + 1 :] for field in bound.writes.values()}
+    return {writes[name] for name in step.drawn_from} <= stored - later
+
+
+def _picture(chain: Chain, index: int) -> tuple[int, str] | None:
+    """Return the nearest step before one that reads an image for it, and its name of the image."""
+    wanted = set(chain.steps[index].reads.values())
+    for i in reversed(range(index)):
+        bound = chain.steps[i]
+        if not wanted & set(bound.writes.values()):
+            continue
+        given = chain.steps[i - 1].fields if i else chain.source_fields
+        for name, field_ in bound.reads.items():
+            if _is_image(given[field_]):
+                return i, name
+        wanted |= set(bound.reads.values())
+    return None
+
+
+def _is_image(spec: FieldSpec) -> bool:
+    """Say whether a field holds RGB images, or views of images, as they are read by models."""
+    return spec.dtype == "uint8" and len(spec.shape) in (3, 4) and spec.shape[-1] == 3
 
 
 def _first_rows(data: DataSet, num: int) -> tuple[int, pa.RecordBatch]:
@@ -221,7 +272,8 @@ class _Sheet:
             y = top - 2 * LINE
             draw.text((lefts[2 * i], y), label, fill=INK, font=self._font)
             draw.text((lefts[2 * i], y + LINE - 2), "original", fill=GREY, font=self._small)
-            draw.text((lefts[2 * i + 1], y + LINE - 2), "decoded", fill=GREY, font=self._small)
+            shown = "kept, merged, dropped" if label in preview.notes else "decoded"
+            draw.text((lefts[2 * i + 1], y + LINE - 2), shown, fill=GREY, font=self._small)
 
     def _note(self, row: int, column: int, width: int) -> str:
         """Return what stands below a cell: the key, or the number of tokens."""
@@ -231,6 +283,8 @@ class _Sheet:
         if column % 2 == 0:
             return ""
         label = list(preview.originals)[column // 2]
+        if label in preview.notes:
+            return preview.notes[label][row]
         count = preview.num_ids[label][row]
         same = np.array_equal(preview.originals[label][row], preview.decoded[label][row])
         text = f"{count:,} token{'' if count == 1 else 's'}"

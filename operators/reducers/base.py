@@ -9,16 +9,26 @@ layers, H heads, D channels a head.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
 
-from operators.base import Batch, Column, FieldSpec, Operator, OperatorConfig, Ragged, Resources
+from operators.base import (
+    Batch,
+    Column,
+    Drawing,
+    FieldSpec,
+    Operator,
+    OperatorConfig,
+    Ragged,
+    Resources,
+)
 from operators.columns import num_rows, take_batch, to_numpy, to_torch
 from operators.errors import ContractError, RowErrors, SampleError
+from operators.reducers.picture import draw_map
 
 if TYPE_CHECKING:
     import torch
@@ -370,6 +380,16 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """What the map is, and from where."""
         return {"reducer": self.config.name, "paper": self.paper, "tokens": self._num_tokens}
 
+    drawn_from = ("token_map",)
+
+    def draw(self, batch: Batch, pictures: Sequence[np.ndarray]) -> Sequence[Drawing]:
+        """Show kept and merged tokens over the pictures, and darken dropped ones."""
+        by_crop = len(self.outputs["features"].shape) == 3  # each crop's rows count from 0
+        return [
+            _drawing(picture, np.asarray(batch["token_map"][row]), by_crop=by_crop)
+            for row, picture in enumerate(pictures)
+        ]
+
     def __call__(self, batch: Batch) -> Batch:
         """Reduce a batch; see the class."""
         import torch
@@ -708,6 +728,19 @@ def _cut(signal: "torch.Tensor", axis: int, tokens: Tokens, reduction: Reduction
         left = left / total.clamp(min=1)
     shaped = left.reshape(left.shape[0], left.shape[1], *moved.shape[2:])
     return shaped.movedim(1, axis).to(signal.dtype)
+
+
+def _drawing(picture: np.ndarray, token_map: np.ndarray, *, by_crop: bool) -> Drawing:
+    """Return the drawing of an image [H, W, 3] with a map [N], or of V crops with [V, N]."""
+    crops = picture.reshape(-1, *picture.shape[-3:])
+    maps = token_map.reshape(len(crops), -1).astype(np.int64)
+    if by_crop:  # count them through, as if all crops had one list of rows
+        firsts = np.cumsum(maps.max(axis=1, initial=-1) + 1)
+        maps = np.where(maps < 0, -1, maps + np.concatenate(([0], firsts[:-1]))[:, None])
+    sizes = np.bincount(maps[maps >= 0])
+    drawn = [draw_map(crop, each, sizes) for crop, each in zip(crops, maps, strict=True)]
+    note = f"{np.count_nonzero(sizes):,} of {maps.size:,} tokens"
+    return Drawing(np.stack(drawn).reshape(picture.shape), note)
 
 
 def _images(crops: "int | np.ndarray | None", rows: int) -> np.ndarray:
