@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 
@@ -124,6 +125,34 @@ CASES = (
     ReducerCase(
         "sta", "fa9dcc454051aebd", {"keep": 5, "slots": 4, "reverse": True, "metric": "features"}
     ),
+    ReducerCase("atc", "53f42ac7439be27a", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase(
+        "atc", "02b9ce2b0bd7dfee", {"keep": 0.4, "linkage": "single", "metric": "features"}
+    ),
+    ReducerCase("atc", "0e45a7dfe4004c27", {"keep": 12, "linkage": "complete"}),
+    ReducerCase(
+        "kmedoids", "49a9e81f394fc7f7", {"keep": 9}, identity={"keep": 36, "order": "raster"}
+    ),
+    ReducerCase("kmedoids", "2614456763081d8e", {"keep": 0.3, "weights": "none", "iterations": 5}),
+    ReducerCase(
+        "dpc_knn", "64dae4d34c29ba4d", {"keep": 9}, identity={"keep": 36, "order": "raster"}
+    ),
+    ReducerCase("centerclip", "61abeceff4c2ca1e", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("centerclip", "a030bff031e24f64", {"keep": 0.3, "algorithm": "spectral"}),
+    ReducerCase(
+        "centerclip", "49b99805647c9394", {"keep": 7, "distance": "cosine", "rows": "means"}
+    ),
+    ReducerCase("expedit", "f1f2dc7368a760e7", {"clusters": (3, 3)}, averages=False),
+    ReducerCase("super_tokens", "6b3b08b3e40ec35d", {"cell": (2, 3)}, averages=False),
+    ReducerCase(
+        "super_tokens", "3ab55880457b6e76", {"variant": "paper", "iterations": 3}, averages=False
+    ),
+    ReducerCase("todre", "68f41083f8d73f04", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("todre", "eaafe2e47d2a91ac", {"keep": 9, "rule": "k_center", "pivot": "random"}),
+    ReducerCase("random_tokens", "5b7f24880f3f3ee2", {"keep": 9}, identity={"keep": 36}),
+    ReducerCase("uniform_tokens", "c19615da6756c14a", {"keep": 7}, identity={"keep": 36}),
+    ReducerCase("uniform_tokens", "9663f48f357903f1", {"keep": 9, "pattern": "grid"}),
+    ReducerCase("centerclip", "9eba095eaa47c4b4", {"keep": 4, "frames": 2}, 9, crops=(4,)),
 )
 
 
@@ -160,11 +189,14 @@ _LETTERS = {
 }
 
 
-def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, Any]:
     """Return random features and signals: attention in rows that sum to one."""
     random = np.random.default_rng(seed)
-    batch = {}
+    batch: dict[str, Any] = {}
     for name, spec in op.inputs.items():
+        if name == "key":
+            batch[name] = keys_of(rows)
+            continue
         shape = (rows, *(n or 0 for n in spec.shape))
         values = random.normal(size=shape)
         if name == "crop_grid":  # a square picture
@@ -177,9 +209,15 @@ def batch_for(op: Reducer[Any], rows: int, seed: int = 0) -> dict[str, torch.Ten
     return batch
 
 
+def keys_of(rows: int) -> pa.Array:
+    """Return keys of samples."""
+    return pa.array([f"sample-{i}" for i in range(rows)], pa.large_string())
+
+
 def tokens_of(features: torch.Tensor, **signals: torch.Tensor) -> Tokens:
     """Return what ``reduce`` is given, for features [B, N, C] that stand for one token each."""
-    return Tokens(features, torch.ones(features.shape[:2]), **signals)
+    more = {"key": keys_of(len(features))}
+    return Tokens(features, torch.ones(features.shape[:2]), more=more, **signals)
 
 
 def golden(name: str, file: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -191,6 +229,9 @@ def golden(name: str, file: str) -> tuple[dict[str, torch.Tensor], dict[str, tor
     return inputs, outputs
 
 
-def rows_of(batch: Batch, rows: list[int]) -> dict[str, torch.Tensor]:
-    """Return some rows of a batch of tensors."""
-    return {name: column[rows] for name, column in batch.items()}
+def rows_of(batch: Batch, rows: list[int]) -> dict[str, Any]:
+    """Return some rows of a batch of tensors, and of keys."""
+    return {
+        name: column.take(rows) if isinstance(column, pa.Array) else column[rows]
+        for name, column in batch.items()
+    }

@@ -128,6 +128,7 @@ class Reduction:
         sizes: float32 [B, K], where rows also hold tokens that the map sends elsewhere; None is
             what the map says.
         more: [B, K] for each of ``further_outputs``.
+        extra: [B, ...] for each of ``extras``.
     """
 
     features: "torch.Tensor"
@@ -136,6 +137,7 @@ class Reduction:
     index: "torch.Tensor | None" = None
     sizes: "torch.Tensor | None" = None
     more: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
+    extra: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
 
 
 ConfigT = TypeVar("ConfigT", bound=ReducerConfig)
@@ -206,6 +208,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """Fields that it adds beside ``sizes``, one value a row of the result -> their dtype."""
         return {}
 
+    @property
+    def extras(self) -> Mapping[str, tuple[FieldSpec, str]]:
+        """What it adds when it is asked for: spec of an image (or crop) once bound, what it is."""
+        return {}
+
     @abstractmethod
     def num_kept(self, num_tokens: int) -> int:
         """Return K for N tokens; where ``is_adaptive``, the most that can be left.
@@ -240,9 +247,10 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
 
     @property
     def offers(self) -> Mapping[str, str]:
-        """Every signal, when an earlier operator gives it."""
+        """Every signal, when an earlier operator gives it, and ``extras``."""
         names = ("keys", "values") if self.is_joint else SIGNALS
-        return {name: SIGNALS[name][1] for name in names}
+        extras = {name: about for name, (_, about) in self.extras.items()}
+        return {name: SIGNALS[name][1] for name in names} | extras
 
     def bind(self, fields: Mapping[str, FieldSpec]) -> None:
         """Take the number of tokens, crops and channels from the job, and check the signals."""
@@ -300,7 +308,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         shape = (None, None) if features is None else features.shape
         found = {"features": FieldSpec(FLOATS, shape), **self.further_inputs}
         crops = shape[:-2]
-        for signal in sorted({*self.signals, *self._asked}):
+        for signal in sorted({*self.signals, *(self._asked & set(SIGNALS))}):
             spec = SIGNALS[signal][0]
             any_such = replace(spec, shape=(*crops, *spec.shape))
             given = self._given.get(signal)
@@ -331,6 +339,9 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
             "sizes": FieldSpec(count, left),
             **{name: FieldSpec(dtype, left) for name, dtype in self.further_outputs.items()},
         }
+        for name in sorted(self._asked & set(self.extras)):
+            extra = self.extras[name][0]
+            found[name] = replace(extra, shape=(*crops, *extra.shape))
         for signal in sorted(self._asked):
             spec = self._given.get(signal)
             if spec is not None and not (crops and self._is_ragged):
@@ -503,7 +514,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if self.joint_crops:
             token_map = token_map.unflatten(1, (self.joint_crops, -1))
         found["token_map"] = token_map.to(dtype)
-        for name in self._asked & set(self.outputs):
+        found |= {name: reduction.extra[name] for name in self._asked & set(self.extras)}
+        for name in self._asked & set(self.outputs) & set(SIGNALS):
             signal = self._flat(batch[name])
             for axis in _TOKEN_AXES[name]:
                 signal = _cut(signal, axis, tokens, reduction)

@@ -62,23 +62,28 @@ class DivPrune(Reducer[DivPruneConfig]):
         return select(tokens, index.sort(dim=1).values if self.config.order == "raster" else index)
 
 
-def farthest(distances: "torch.Tensor", tokens: Tokens, k: int) -> "torch.Tensor":
+def farthest(
+    distances: "torch.Tensor", tokens: Tokens, k: int, first: "torch.Tensor | None" = None
+) -> "torch.Tensor":
     """Return int64 [B, k]: tokens in the order of the greedy max-min choice, padding last.
 
     Args:
         distances: float32 [B, N, N], symmetric.
         tokens: Whose they are.
         k: How many.
+        first: int64 [B, 1], the first; without it the one whose nearest neighbour is farthest.
     """
     import torch
 
     num = distances.shape[1]
-    far = torch.eye(num, dtype=torch.bool, device=distances.device)  # no token is near itself
-    if tokens.valid is not None:
-        far = far | ~tokens.valid[:, None, :]
-    nearest = distances.masked_fill(far, float("inf")).amin(dim=2)
-    chosen = tokens.without_padding(nearest).argmax(dim=1, keepdim=True)
-    score = tokens.without_padding(torch.full_like(nearest, float("inf")))
+    if first is None:
+        far = torch.eye(num, dtype=torch.bool, device=distances.device)  # no token is near itself
+        if tokens.valid is not None:
+            far = far | ~tokens.valid[:, None, :]
+        nearest = distances.masked_fill(far, float("inf")).amin(dim=2)
+        first = tokens.without_padding(nearest).argmax(dim=1, keepdim=True)
+    chosen = first
+    score = tokens.without_padding(torch.full_like(distances[:, 0], float("inf")))
     index = [chosen]
     for _ in range(k - 1):
         row = distances.gather(1, chosen[..., None].expand(-1, -1, num))[:, 0]

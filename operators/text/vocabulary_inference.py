@@ -1,6 +1,5 @@
 """Tokenize text with the vocabulary of any tokenizer.json, by one of seven methods."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from operators.text.chunks import (
     check_texts,
 )
 from operators.text.document_ends import add_ends
+from operators.text.key_seeds import seeds_of_keys
 from operators.text.method_file import (
     FoundFile,
     MethodFileConfig,
@@ -217,7 +217,8 @@ class VocabularyInference(Operator[VocabularyInferenceConfig]):
             from operators.text.algorithms.vocabulary_inference import Merges, word_seeds
 
             assert isinstance(self._method, Merges)
-            seeds = word_seeds(self._document_seeds(batch["key"]), words.firsts)
+            documents = seeds_of_keys(self.config.seed or 0, "bpe_dropout", batch["key"])
+            seeds = word_seeds(documents, words.firsts)
             found = self._method.with_dropout(values, cuts, self._dropout, seeds)
         else:
             found = self._method(values, cuts)
@@ -493,14 +494,6 @@ class VocabularyInference(Operator[VocabularyInferenceConfig]):
             if len(chunk) <= MAX_REMEMBERED_CHARACTERS:
                 self._remembered[chunk] = found
         return found
-
-    def _document_seeds(self, keys: pa.Array) -> np.ndarray:
-        """Return uint64 [N]."""
-        prefix = f"{self.config.seed or 0}/bpe_dropout/"
-        digests = [
-            hashlib.sha256(f"{prefix}{key}".encode()).digest()[:8] for key in keys.to_pylist()
-        ]
-        return np.frombuffer(b"".join(digests), "<u8")
 
     def _stuck(self, batch: Batch, words: _Words, is_stuck: np.ndarray) -> RowErrors:
         errors = {}

@@ -5,8 +5,9 @@ Only functions import this module and those that build on it: without numba the 
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+from operators.compiled import compiled_by
 from operators.extras import import_extra
 
 _WHERE = "packed sequences and boundaries"
@@ -18,12 +19,5 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def compiled(function: FunctionT) -> FunctionT:
-    """Return the same function, compiled on its first call; it lets other threads run.
-
-    The machine code is kept on disk, where numba finds a folder that can be written: beside the
-    source or in the user's cache. Else every process compiles for itself, which takes seconds.
-    """
-    try:
-        return cast(FunctionT, numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # there is no such folder
-        return cast(FunctionT, numba.njit(nogil=True)(function))
+    """Return the same function, compiled on its first call; see ``compiled_by``."""
+    return compiled_by(numba, function)

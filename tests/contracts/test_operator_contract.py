@@ -57,7 +57,8 @@ def encoded(num: int) -> pa.Array:
 def reduced(case: ReducerCase, _: Path) -> tuple[dict[str, Any], Batch]:
     fixed: dict[str, Any] = {"num_layers": case.num_layers, "crops": case.crops}
     op = reducer(case.name, case.num_tokens, **fixed, **case.options)
-    batch = {name: column.numpy() for name, column in batch_for(op, ROWS).items()}
+    batch = batch_for(op, ROWS)
+    batch |= {name: column.numpy() for name, column in batch.items() if name != "key"}
     return {"device": "cpu", **case.options}, batch
 
 

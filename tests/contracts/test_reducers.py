@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -184,7 +185,11 @@ def test_crops_are_reduced_one_by_one(case: ReducerCase) -> None:
     batch = batch_for(op, 2)
     out = op(batch)
     for row in range(2):
-        alone = plain({name: column[row] for name, column in batch.items()})
+        crops = {name: column[row] for name, column in batch.items() if name != "key"}
+        if "key" in batch:
+            names = [f"sample-{row}", f"sample-{row}\0001", f"sample-{row}\0002"]
+            crops["key"] = pa.array(names, pa.large_string())
+        alone = plain(crops)
         for name in alone:
             assert torch.equal(alone[name], out[name][row]), name
 
@@ -203,7 +208,7 @@ def test_padding_is_dropped_and_has_no_influence(case: ReducerCase) -> None:
     batch["token_mask"] = mask
     out = op(batch)
     assert (np.asarray(out["token_map"][1])[..., ::5] == -1).all()
-    other = {name: column.clone() for name, column in batch.items()}
+    other = {**batch, "features": batch["features"].clone()}
     other["features"][1, ..., ::5, :] = 7.0
     again = op(other)
     for name in out:
@@ -212,6 +217,23 @@ def test_padding_is_dropped_and_has_no_influence(case: ReducerCase) -> None:
             if isinstance(out[name], Ragged)
             else np.array_equal(out[name], again[name])
         ), name
+
+
+@pytest.mark.parametrize("num_real", [0, 3])
+def test_fewer_tokens_than_the_budget(case: ReducerCase, num_real: int) -> None:
+    if build(case).needs_whole or case.crops:
+        pytest.skip("the method reads no padding, or budgets of several crops")
+    op = build(case, extra={"token_mask": FieldSpec("bool", (case.num_tokens,))})
+    batch = batch_for(op, 2)
+    mask = torch.zeros(2, case.num_tokens, dtype=torch.bool)
+    mask[0] = True
+    mask[1, 5 : 5 + num_real] = True
+    batch["token_mask"] = mask
+    out = op(batch)
+    token_map, sizes = np.asarray(out["token_map"][1]), out["sizes"][1]
+    assert (token_map[~mask[1].numpy()] == -1).all()
+    assert token_map.max() < len(sizes)
+    assert np.isfinite(out["features"][1]).all()
 
 
 def test_signals_are_cut_when_a_later_operator_asks(case: ReducerCase) -> None:

@@ -1,9 +1,11 @@
 """factorizer: the contract, all ways to cut short words, ties, frozen ids, every mistake."""
 
+import hashlib
 import itertools
 import random
 import struct
 from base64 import b64encode
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ from pydantic import ValidationError
 from operators.base import FieldSpec, Invertible
 from operators.errors import ContractError, RowErrors, SetupError
 from operators.testing import assert_operator_contract
+from operators.text.algorithms.factorized_subwords import stretches
 from operators.text.factorizer import Factorizer, FactorizerConfig
 from tests.dawg_files import Record, written
 from tests.method_files import FACTORIZER_FILE, id_rows, texts, undecodable
 
 BEGIN, END = "\u2e25".encode(), "\u2e24".encode()
 Records = list[tuple[bytes, Record]]
+
+STRETCHES_SHA256 = "74d398a856da2128d53c75b4e5d3b8fa0fbd058f317df7868cbd6c570daaaf8a"
+DRAWN = [[118, 238, 142], [234, 17, 151], [263, 53, 171], [151, 97, 204]]
 
 FROZEN: list[list[list[int]]] = [
     [
@@ -76,7 +82,7 @@ def some_records(seed: int, scores: list[float], alphabet: tuple[bytes, ...]) ->
 MARKS = [(b"", b""), (BEGIN, b""), (b"", END), (BEGIN, END)]
 
 
-def all_cuts(word: bytes, pieces: dict[bytes, Record]) -> list[list[bytes]]:
+def all_cuts(word: bytes, pieces: Collection[bytes]) -> list[list[bytes]]:
     if not word:
         return [[]]
     return [
@@ -161,6 +167,146 @@ def test_of_cuts_that_cost_the_same_the_described_one_is_taken(
         else:
             assert [names[tuple(i - 8 for i in triple)] for triple in ids] == want
     assert num_known > 50
+
+
+STEP, LOW64 = 0x9E3779B97F4A7C15, (1 << 64) - 1
+
+
+def mixed(state: int) -> int:
+    """SplitMix64 as it was published."""
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & LOW64
+    state = (state ^ state >> 27) * 0x94D049BB133111EB & LOW64
+    return state ^ state >> 31
+
+
+def word_seed(key: str, word: int, seed: int = 0) -> int:
+    digest = hashlib.sha256(f"{seed}/factorizer/{key}".encode()).digest()
+    return mixed(int.from_bytes(digest[:8], "little") + word * STEP & LOW64)
+
+
+def drawn_record(found: list[Record], state: int) -> Record:
+    """Walk along the records, each taking over from those before it with its share."""
+    taken, weights = found[0], 0.0
+    for i, record in enumerate(found):
+        weight = 1 / (-record[0] + 1e-12)
+        weights += weight
+        if (mixed(state + (i + 1) * STEP & LOW64) >> 11) * 2.0**-53 * weights < weight:
+            taken = record
+    return taken
+
+
+def slow_draw(
+    word: bytes, known: dict[bytes, list[Record]], seed: int, sigma: float, samples: bool
+) -> tuple[list[Record], int]:
+    """Return the records of the cheapest of all cuts, and in which attempt marks were whole."""
+    size = len(word)
+    for attempt in range(1, 17):
+        state = mixed(seed + attempt * STEP & LOW64)
+        best: tuple[float, list[tuple[int, Record]]] = (np.inf, [])
+        for cut in all_cuts(word, known):
+            cost, at, path = 0.0, 0, []
+            for piece in cut:
+                draw = mixed(state + (at * (size + 1) + at + len(piece)) * STEP & LOW64)
+                found = known[piece]
+                record = drawn_record(found, draw) if samples else max(found, key=lambda r: r[0])
+                score = record[0]
+                if sigma:
+                    score -= sigma * len(piece) * stretches()[draw >> 48]
+                cost += 0.1 - score
+                path.append((at, record))
+                at += len(piece)
+            best = min(best, (cost, path))
+        bounds = [at for at, _ in best[1]][1:]
+        if all(word[at] & 0xC0 != 0x80 for at in (*bounds[:1], *bounds[-1:])):
+            return [record for _, record in best[1]], attempt
+    raise AssertionError("no attempt keeps the marks whole")
+
+
+@pytest.mark.parametrize(("sigma", "samples"), [(0.3, False), (0.0, True), (0.2, True)])
+def test_drawn_cuts_are_the_cheapest_of_all_with_what_was_drawn(
+    tmp_path: Path, sigma: float, samples: bool
+) -> None:
+    """Some pieces end inside the marks, so that many a word has to be drawn again."""
+    rng = random.Random(3)
+    alphabet = (b"a", "é".encode(), b"b")
+    records = some_records(4, [-rng.random() * 4 for _ in range(999)], alphabet)
+    halves = [BEGIN[:1], BEGIN[1:], BEGIN[1:] + b"a", END[:2], END[2:], b"a" + END[:2]]
+    for i, piece in enumerate([*(piece for piece, _ in records), *halves, *halves]):
+        score = struct.unpack("<f", struct.pack("<f", -rng.random() * 2))[0]
+        records.append((piece, (score, 9, i // 256, i % 256)))
+    known: dict[bytes, list[Record]] = {}
+    for piece, record in sorted(records, key=lambda r: b64encode(struct.pack("<fBBB", *r[1]))):
+        known.setdefault(piece, []).append(record)
+    file = written(tmp_path / "factorizer.dawg", records)
+    op = ready(file, sigma=sigma, sample_records=samples, seed=5)
+    # No letter comes twice: the same pieces in another order would cost the same.
+    words = [b"".join(p).decode() for n in (1, 2, 3) for p in itertools.permutations(alphabet, n)]
+    keys = ["k1", "k2", "k3"]
+    out = op({"text": texts([" ".join(words)] * 3), "key": texts(keys)})["tokens"]
+    attempts = set()
+    for key, ids in zip(keys, id_rows(out), strict=True):
+        want: list[list[int]] = []
+        for number, word in enumerate(words):
+            marked = BEGIN + word.encode() + END
+            path, attempt = slow_draw(marked, known, word_seed(key, number, 5), sigma, samples)
+            want += [[index + 8 for index in record[1:]] for record in path]
+            attempts.add(attempt)
+        assert ids == want
+    assert max(attempts) > 1
+
+
+def test_a_word_whose_mark_is_always_cut_is_cut_as_without_draws(tmp_path: Path) -> None:
+    records: Records = [
+        (BEGIN[:1], (-1.0, 1, 0, 0)),
+        (BEGIN[1:], (-1.0, 2, 0, 0)),
+        (BEGIN[1:] + b"a", (-1.0, 3, 0, 0)),
+        (b"a", (-1.0, 4, 0, 0)),
+        (END, (-1.0, 5, 0, 0)),
+    ]
+    file = written(tmp_path / "factorizer.dawg", records)
+    batch = {"text": texts(["a aa"]), "key": texts(["k"])}
+    assert id_rows(ready(file, sigma=9.0)(batch)["tokens"]) == id_rows(ready(file)(batch)["tokens"])
+
+
+def test_records_are_drawn_in_proportion_to_their_scores(tmp_path: Path) -> None:
+    records: Records = [
+        (BEGIN, (-1.0, 0, 0, 0)),
+        (END, (-1.0, 0, 0, 0)),
+        *((b"a", (score, i, 0, 0)) for i, score in enumerate([-1.0, -2.0, -4.0], 1)),
+    ]
+    op = ready(written(tmp_path / "factorizer.dawg", records), sample_records=True)
+    keys = texts([str(i) for i in range(7000)])
+    first = op({"text": texts(["a"] * 7000), "key": keys})["tokens"].values[1::3, 0]
+    # Weights 1, 1/2 and 1/4: shares 4/7, 2/7 and 1/7, each within five standard deviations.
+    counts = np.bincount(first - 8, minlength=4)[1:]
+    assert np.abs(counts - np.array([4000, 2000, 1000])).max() < 210
+
+
+def test_lengths_are_stretched_by_exp_of_a_normal_number() -> None:
+    """Frozen: another table gives other tokens under the same seed."""
+    table = stretches()
+    assert hashlib.sha256(table.tobytes()).hexdigest() == STRETCHES_SHA256
+    logs = np.log(table)
+    assert abs(np.median(table) - 1) < 1e-4
+    assert abs(logs.mean()) < 1e-4
+    assert abs(logs.std() - 1) < 1e-3
+
+
+def test_draws_follow_key_and_seed_alone(op: Factorizer) -> None:
+    rows, keys = ["waters newest lowest"] * 3, ["a", "b", "a"]
+    drawing = ready(sigma=0.5, sample_records=True)
+    out = assert_operator_contract(drawing, {"text": texts(rows), "key": texts(keys)})
+    first, second, third = id_rows(out["tokens"])
+    assert first == third != second
+    assert first == DRAWN
+    batch = {"text": texts(rows), "key": texts(keys)}
+    assert id_rows(ready(sigma=0.5, sample_records=True, seed=1)(batch)["tokens"])[0] != first
+    assert op.decode(out)["text"].to_pylist() == rows
+
+
+def test_a_seed_where_nothing_is_drawn_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"seed=3 has no use where nothing is drawn.*sigma"):
+        FactorizerConfig(tokenizer=FACTORIZER_FILE, seed=3)
 
 
 @settings(max_examples=100, deadline=None)

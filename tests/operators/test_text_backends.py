@@ -184,7 +184,7 @@ def test_documents_are_drawn_by_what_they_hold(monkeypatch: pytest.MonkeyPatch) 
     check = spot_check.SpotCheck(Fast(reference), reference, BPE)
     monkeypatch.setattr(spot_check, "EVERY_BYTES", 1 << 10)
     letters = np.random.default_rng(0).integers(97, 123, 250_000, np.uint8).tobytes().decode()
-    texts = ["", *(letters[50 * i : 50 * i + i % 50] for i in range(5_000))]
+    texts = ["", *(letters[50 * i : 50 * i + i % 50] for i in range(5_000)), ""]
     drawn = check.drawn(column(texts)).to_pylist()
     expected = sum(map(len, texts)) / (1 << 10)
     assert 0.5 * expected < len(drawn) < 2 * expected

@@ -134,7 +134,7 @@ def by_longest(word: str, find: Ids, *, drops: bool) -> list[int]:
     return [token for _, (token, _) in sorted((done | left).items())]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(names=TOKENS, rests=st.none() | TOKENS, words=WORDS)
 def test_greedy_methods_do_as_defined(
     names: list[str], rests: list[str] | None, words: list[str]
@@ -176,7 +176,7 @@ def paths(word: str, find: Ids, at: int = 0) -> Iterator[list[tuple[int, int]]]:
                 yield [(found, end - at), *rest]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data(), names=TOKENS, rests=st.none() | TOKENS, words=WORDS)
 def test_no_path_is_better(
     data: st.DataObject, names: list[str], rests: list[str] | None, words: list[str]
@@ -207,7 +207,7 @@ def best(every: list[list[tuple[int, int]]], scores: np.ndarray) -> list[int]:
     return ids
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data(), words=WORDS, fuses=st.booleans(), whole=st.booleans())
 def test_merges_are_those_of_the_library(
     data: st.DataObject, words: list[str], fuses: bool, whole: bool
@@ -258,14 +258,17 @@ def test_draws_follow_seed_and_key() -> None:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8")) | st.text("a '\n\té1.x日s"))
 def test_words_are_those_of_the_library(text: str) -> None:
     assert cut(text) == library_words(text)
 
 
 def test_words_of_every_character_are_those_of_the_library() -> None:
-    every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    """Of the planes without any assigned letter or digit, some characters stand for the others."""
+    planes = [range(plane << 16, (plane + 1) << 16) for plane in range(17)]
+    codes = [code for i, plane in enumerate(planes) for code in plane[:: 1 if i < 4 else 61]]
+    every = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
     text = "a1.".join(every)
     assert cut(text) == library_words(text)
 
@@ -282,7 +285,7 @@ def library_words(text: str) -> list[bytes]:
     return [text[begin:end].encode() for begin, end in spans]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=4))
 def test_published_methods_give_the_ids_of_the_library(texts: list[str]) -> None:
     for path, method in ((BPE, "bpe_merges"), (UNIGRAM, "most_likely")):
@@ -457,7 +460,7 @@ def test_an_option_without_use_is_refused(option: dict[str, Any]) -> None:
         VocabularyInferenceConfig(tokenizer="tokenizer.json", method="bpe_merges", **option)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), texts=st.lists(st.text("ab é"), min_size=1, max_size=4))
 def test_marked_ends_of_words_are_those_of_the_library(
     data: st.DataObject, texts: list[str], tmp_path_factory: pytest.TempPathFactory

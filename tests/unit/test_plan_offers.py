@@ -63,3 +63,16 @@ def test_a_renamed_offer_is_found_by_its_new_name() -> None:
 def test_a_field_that_nobody_offers_is_refused() -> None:
     with pytest.raises(SpecError, match=r"operators\[0\] \(tome\): reads 'other'"):
         chain("name: tome, keep: 20, inputs: {keys: other}")
+
+
+def test_what_a_reducer_can_add_is_added_where_it_is_written() -> None:
+    fields = ("reconstruction_index", "reconstruction_weights")
+    expedit = "name: expedit, clusters: [3, 3], neighbours: 4"
+    assert not set(fields) & outputs(chain(expedit), 0)
+    found = chain(expedit, "name: tome, keep: 5", fields=f"[features, {', '.join(fields)}]")
+    assert found.output["reconstruction_weights"] == FieldSpec("float32", (36, 4))
+    assert {"keys", *fields} <= outputs(found, 0)
+
+
+def test_a_reducer_that_draws_reads_the_key() -> None:
+    assert "key" in chain("name: random_tokens, keep: 9").steps[0].reads

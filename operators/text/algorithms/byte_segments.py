@@ -10,7 +10,7 @@ import numpy as np
 
 from operators.text.algorithms.chacha import draw_below, seeded
 from operators.text.algorithms.compiled import compiled
-from operators.text.algorithms.trie import BASE, CHECK, ID, ROOT, Trie
+from operators.text.algorithms.trie import BASE, CHECK, ID, ROOT, Trie, longest_match
 
 UNREACHED = np.int32(2**31 - 1)
 
@@ -201,18 +201,7 @@ def _greedy(
         at = cuts[piece]
         stop = cuts[piece + 1]
         while at < stop:
-            node = ROOT
-            token = -1
-            end = at
-            limit = min(stop, at + max_width)
-            for i in range(at, limit):
-                child = nodes[node, BASE] + values[i]
-                if nodes[child, CHECK] != node:
-                    break
-                node = child
-                if nodes[node, ID] >= 0:
-                    token = nodes[node, ID]
-                    end = i + 1
+            token, end = longest_match(nodes, values, at, min(stop, at + max_width))
             if token < 0:
                 stuck_at[piece] = at
                 num_ids = first

@@ -5,13 +5,19 @@ graph, ``guide`` uint8 [U, 2] the first child and the next sibling of each state
 subwords in an alphabet of their own (a byte b below 0x80 is itself, any other byte is the two bytes
 0xC0 | b >> 3 and 0x80 | b & 7, so that a key ends where a byte of the text does), each followed by
 0xFF and by a record in base64: a float32 score and three indices, little-endian.
+
+Where cuts are drawn, each number depends on a word's seed, the attempt, and where the
+piece begins and ends, not on when the search comes there.
 """
 
+from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from operators.text.algorithms.compiled import compiled
+from operators.text.algorithms.splitmix import STEP, mixed, uniform
 
 BEGIN_MARK, END_MARK = "\u2e25", "\u2e24"
 SEPARATOR = 0xFF
@@ -33,6 +39,24 @@ def _base64_values() -> np.ndarray:
 
 
 _BASE64 = _base64_values()
+
+NUM_ATTEMPTS = 16
+NUM_STRETCHES = 1 << 16
+_RECORD_SOFTENING = 1e-12
+_FRACTION_BITS = 24
+
+
+@cache
+def stretches() -> np.ndarray:
+    """Return float64 [65,536]: exp of a standard normal number at its quantiles, rising.
+
+    A table, so that no machine's own logarithms come into what is drawn; numbers are rounded so far
+    that all machines have the same one.
+    """
+    normal = NormalDist()
+    shares = (np.arange(NUM_STRETCHES) + 0.5) / NUM_STRETCHES
+    exact = np.exp([normal.inv_cdf(share) for share in shares.tolist()])
+    return np.asarray(np.rint(exact * 2.0**_FRACTION_BITS) * 2.0**-_FRACTION_BITS)
 
 
 @compiled
@@ -56,8 +80,14 @@ def _follow_byte(units: np.ndarray, state: int, byte: int) -> Any:
 
 
 @compiled
-def _best_record(
-    units: np.ndarray, guide: np.ndarray, state: int, path: np.ndarray, bits: np.ndarray
+def _chosen_record(
+    units: np.ndarray,
+    guide: np.ndarray,
+    state: int,
+    path: np.ndarray,
+    bits: np.ndarray,
+    is_drawn: bool,
+    draw: np.uint64,
 ) -> tuple[float, int]:
     """Return score and indices (in one number) of a key's best record, the first of equal ones.
 
@@ -67,8 +97,11 @@ def _best_record(
         state: That after the separator.
         path: Scratch, int64 [RECORD_CHARACTERS + 1, 2].
         bits: Scratch, uint32 [1].
+        is_drawn: Draw one instead, in proportion to 1 / -score.
+        draw: The generator's state.
     """
     best_score, best_indices = -np.inf, _NONE
+    weights = 0.0
     depth = 0
     path[0, 0] = state
     label: Any = np.int64(guide[state, 0])
@@ -90,7 +123,14 @@ def _best_record(
                 | ((mid >> 16) << 24)
             )
             score = np.float64(bits.view(np.float32)[0])
-            if best_indices == _NONE or score > best_score:
+            is_taken = bool(best_indices == _NONE or score > best_score)
+            if is_drawn:
+                # Each replaces those before it with its share of their weights and its own.
+                weight = 1.0 / (max(-score, 0.0) + _RECORD_SOFTENING)
+                weights += weight
+                draw += STEP
+                is_taken = bool(uniform(draw) * weights < weight)
+            if is_taken:
                 best_score, best_indices = score, ((mid & 0xFFFF) << 8) | last
         if depth == 0:
             return best_score, best_indices
@@ -144,7 +184,14 @@ def _sift_down(
 
 @compiled
 def _cut_word(
-    units: np.ndarray, guide: np.ndarray, word: np.ndarray, alpha: float
+    units: np.ndarray,
+    guide: np.ndarray,
+    word: np.ndarray,
+    alpha: float,
+    sigma: float,
+    draws_records: bool,
+    seed: np.uint64,
+    table: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return where pieces end, int64 [K], and their indices in one number, int64 [K].
 
@@ -186,7 +233,12 @@ def _cut_word(
                 break
             record_state = follow(units, state, SEPARATOR)
             if record_state != _NONE:
-                score, record = _best_record(units, guide, record_state, path, bits)
+                draw = seed + np.uint64(start * (size + 1) + end) * STEP
+                score, record = _chosen_record(
+                    units, guide, record_state, path, bits, draws_records, mixed(draw)
+                )
+                if sigma > 0:
+                    score -= sigma * (end - start) * table[mixed(draw) >> np.uint64(48)]
                 ends[num_ends], scores[num_ends], records[num_ends] = end, score, record
                 num_ends += 1
         num_changed = 0
@@ -227,6 +279,31 @@ def _cut_word(
         piece_ends[i], piece_indices[i] = end, indices[end]
         end = came_from[end]
     return piece_ends, piece_indices
+
+
+@compiled
+def _drawn_cuts(
+    units: np.ndarray,
+    guide: np.ndarray,
+    word: np.ndarray,
+    alpha: float,
+    sigma: float,
+    draws_records: bool,
+    seed: np.uint64,
+    table: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what ``_cut_word`` does, drawn anew while a mark is cut, the cheapest in the end."""
+    for attempt in range(NUM_ATTEMPTS):
+        of_attempt = mixed(seed + np.uint64(attempt + 1) * STEP)
+        ends, indices = _cut_word(
+            units, guide, word, alpha, sigma, draws_records, of_attempt, table
+        )
+        if len(ends) < 2:
+            return ends, indices
+        # The marks are characters of several bytes: pieces that hold one whole end beside it.
+        if (word[ends[0]] & 0xC0) != 0x80 and (word[ends[-2]] & 0xC0) != 0x80:
+            return ends, indices
+    return _cut_word(units, guide, word, alpha, 0.0, False, seed, table)
 
 
 @compiled
@@ -276,6 +353,10 @@ def encode_rows(
     offsets: np.ndarray,
     alpha: float,
     merge_unknown: bool,
+    sigma: float,
+    draws_records: bool,
+    seeds: np.ndarray,
+    table: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ids uint16 [M, 3] and offsets int64 [N + 1] of N rows of words.
 
@@ -286,12 +367,17 @@ def encode_rows(
         offsets: int64 [N + 1], where rows begin.
         alpha: What each piece costs beside its score.
         merge_unknown: Whether a word with an unknown piece is one unknown.
+        sigma: How much dearer a piece becomes for each of its bytes, on the median.
+        draws_records: Draw which of a piece's records is taken.
+        seeds: uint64 [N], of the rows' draws; empty: nothing is drawn.
+        table: See ``stretches``.
     """
     ids = np.empty((max(16, len(text)), 3), np.uint16)
     row_offsets = np.zeros(len(offsets), np.int64)
     num_ids = 0
     for row in range(len(offsets) - 1):
         at, row_end = offsets[row], offsets[row + 1]
+        seed = seeds[row] if len(seeds) else np.uint64(0)
         while at < row_end:
             num_space = _space_bytes(text, at, row_end)
             if num_space:
@@ -311,8 +397,13 @@ def encode_rows(
             at = end
             if may_be_unknown and size == len(_UNKNOWN_WORD):
                 ends, indices = np.empty(0, np.int64), np.empty(0, np.int64)
+            elif len(seeds):
+                ends, indices = _drawn_cuts(
+                    units, guide, word, alpha, sigma, draws_records, mixed(seed), table
+                )
             else:
-                ends, indices = _cut_word(units, guide, word, alpha)
+                ends, indices = _cut_word(units, guide, word, alpha, 0.0, False, seed, table)
+            seed += STEP
             if num_ids + max(1, len(ends)) > len(ids):
                 larger = np.empty((2 * len(ids) + len(ends), 3), np.uint16)
                 for i in range(num_ids):  # loops compile in a tenth of what slices take

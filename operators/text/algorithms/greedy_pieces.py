@@ -3,7 +3,7 @@
 import numpy as np
 
 from operators.text.algorithms.compiled import compiled
-from operators.text.algorithms.trie import BASE, CHECK, ID, ROOT
+from operators.text.algorithms.trie import longest_match
 
 _NONE = -1
 
@@ -31,14 +31,7 @@ def read_greedily(
     for row in range(len(offsets) - 1):
         at, row_end = offsets[row], offsets[row + 1]
         while at < row_end:
-            node, end, piece = ROOT, at, _NONE
-            for i in range(at, row_end):
-                child = nodes[node, BASE] + text[i]
-                if nodes[child, CHECK] != node:
-                    break
-                node = child
-                if nodes[node, ID] != _NONE:
-                    piece, end = nodes[node, ID], i + 1
+            piece, end = longest_match(nodes, text, at, row_end)
             if piece != _NONE:
                 found[num_found] = piece
                 num_found += 1

@@ -12,7 +12,7 @@ import numpy as np
 from operators.errors import ContractError
 from operators.text.algorithms.byte_segments import longest_prefixes
 from operators.text.algorithms.compiled import compiled
-from operators.text.algorithms.trie import BASE, CHECK, ID, ROOT, build_trie
+from operators.text.algorithms.trie import build_trie, longest_match
 from operators.text.training import Progress
 
 PAD = 2
@@ -206,25 +206,6 @@ def _losses(
 
 
 @compiled
-def _longest_token(
-    nodes: np.ndarray, values: np.ndarray, at: int, stop: int, max_bytes: int
-) -> tuple[int, int]:
-    """Return the longest token here, of so many bytes at most, and its bytes."""
-    node = ROOT
-    token = -1
-    width = 0
-    for i in range(at, min(stop, at + max_bytes)):
-        child = nodes[node, BASE] + values[i]
-        if nodes[child, CHECK] != node:
-            break
-        node = child
-        if nodes[node, ID] >= 0:
-            token = nodes[node, ID]
-            width = i + 1 - at
-    return token, width
-
-
-@compiled
 def _ablate(
     values: np.ndarray,
     cuts: np.ndarray,
@@ -252,11 +233,12 @@ def _ablate(
         num = 0
         at = 0
         while at < size:
-            token, width = _longest_token(nodes, values, start + at, stop, longest)
+            begin = start + at
+            token, end = longest_match(nodes, values, begin, min(stop, begin + longest))
             ids[num], starts[num], token_at[at] = token, at, num
             uses[token] += 1
             num += 1
-            at += width
+            at = end - start
         starts[num] = size
         num_tokens += num
 
@@ -269,15 +251,17 @@ def _ablate(
                 changed[i] = ids[place - num_left + i]
             # The longest shorter token, one more at least, and on to where a token began before.
             at = starts[place]
-            token, shorter = _longest_token(nodes, values, start + at, stop, width - 1)
+            begin = start + at
+            token, end = longest_match(nodes, values, begin, min(stop, begin + width - 1))
             changed[num_left] = token
             num_changed = 1
-            at += shorter
+            at = end - start
             while True:
-                token, width = _longest_token(nodes, values, start + at, stop, longest)
+                begin = start + at
+                token, end = longest_match(nodes, values, begin, min(stop, begin + longest))
                 changed[num_left + num_changed] = token
                 num_changed += 1
-                at += width
+                at = end - start
                 if at >= size or token_at[at] >= 0:
                     break
             sizes[min(num_changed, len(sizes) - 1)] += 1

@@ -125,3 +125,20 @@ def _build(values: np.ndarray, offsets: np.ndarray, ids: np.ndarray) -> np.ndarr
             pending[num_pending] = (slot, lows[i], lows[i + 1], depth + 1)
             num_pending += 1
     return nodes[: last_used + 257].copy()
+
+
+@compiled
+def longest_match(nodes: np.ndarray, values: np.ndarray, at: int, stop: int) -> tuple[int, int]:
+    """Return the longest token that begins here and ends by ``stop``, and its end; -1 for none."""
+    node = ROOT
+    token = -1
+    end = at
+    for i in range(at, stop):
+        child = nodes[node, BASE] + values[i]
+        if nodes[child, CHECK] != node:
+            break
+        node = child
+        if nodes[node, ID] >= 0:
+            token = nodes[node, ID]
+            end = i + 1
+    return token, end

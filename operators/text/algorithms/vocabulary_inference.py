@@ -12,7 +12,8 @@ import numpy as np
 
 from operators.text.algorithms.byte_segments import Segmented
 from operators.text.algorithms.compiled import compiled
-from operators.text.algorithms.trie import BASE, CHECK, ID, ROOT, build_trie
+from operators.text.algorithms.splitmix import STEP, mixed, uniform
+from operators.text.algorithms.trie import BASE, CHECK, ID, ROOT, build_trie, longest_match
 
 STUCK = -1
 DROP = -2
@@ -24,9 +25,6 @@ UNKNOWN_PENALTY = 10.0
 _NO_RANK = -1
 _GONE = np.int32(-2)
 """The token of a symbol that was merged into the one before it."""
-
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-"""Between the states of SplitMix64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,17 +254,9 @@ def word_seeds(document_seeds: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     for document in range(len(document_seeds)):
         state = document_seeds[document]
         for word in range(firsts[document], firsts[document + 1]):
-            state += _STEP
-            seeds[word] = _mixed(state)
+            state += STEP
+            seeds[word] = mixed(state)
     return seeds
-
-
-@compiled
-def _mixed(state: np.uint64) -> np.uint64:
-    """Return the output of SplitMix64 in a state."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 @compiled
@@ -287,23 +277,6 @@ def _previous(values: np.ndarray, end: int, is_bytes: bool) -> int:
     while not is_bytes and values[at] & 0xC0 == 0x80:
         at -= 1
     return at
-
-
-@compiled
-def _match(nodes: np.ndarray, values: np.ndarray, at: int, stop: int) -> tuple[int, int]:
-    """Return the longest token that begins here and ends by ``stop``, and its end; -1 for none."""
-    node = ROOT
-    token = -1
-    end = at
-    for i in range(at, stop):
-        child = nodes[node, BASE] + values[i]
-        if nodes[child, CHECK] != node:
-            break
-        node = child
-        if nodes[node, ID] >= 0:
-            token = nodes[node, ID]
-            end = i + 1
-    return token, end
 
 
 @compiled
@@ -354,7 +327,7 @@ def _prefixes(
             is_unknown = num_characters > max_characters
         at = start
         while at < stop and not is_unknown:
-            token, end = _match(firsts if at == start else rests, values, at, stop)
+            token, end = longest_match(firsts if at == start else rests, values, at, stop)
             if token >= 0:
                 ids[num_ids] = token
                 num_ids += 1
@@ -476,7 +449,7 @@ def _longest(
             if not is_bytes and values[start + i] & 0xC0 == 0x80:
                 sizes[i] = -1
                 continue
-            token, end = _match(firsts if i == 0 else rests, values, start + i, stop)
+            token, end = longest_match(firsts if i == 0 else rests, values, start + i, stop)
             tokens[i], ends[i] = token, end - start
             sizes[i] = rank[ends[i]] - rank[i]
             largest = max(largest, sizes[i])
@@ -492,7 +465,7 @@ def _longest(
                         break
                     if sizes[before] > 0 and ends[before] > i:
                         nodes = firsts if before == 0 else rests
-                        token, end = _match(nodes, values, start + before, start + i)
+                        token, end = longest_match(nodes, values, start + before, start + i)
                         tokens[before], ends[before] = token, end - start
                         sizes[before] = rank[ends[before]] - rank[before]
 
@@ -606,7 +579,7 @@ def _pair_table(keys: np.ndarray) -> np.ndarray:
 @compiled
 def _place(table: np.ndarray, key: np.int64) -> np.int64:
     mask = len(table) - 1
-    place = np.int64(_mixed(np.uint64(key)) >> np.uint64(1)) & mask
+    place = np.int64(mixed(np.uint64(key)) >> np.uint64(1)) & mask
     while table[place, 0] != key and table[place, 0] != -1:
         place = (place + 1) & mask
     return place
@@ -653,7 +626,7 @@ def _merge(
     for word in range(len(cuts) - 1):
         first, start, stop = num_ids, cuts[word], cuts[word + 1]
         size = stop - start
-        token, end = _match(nodes, values, start, stop)
+        token, end = longest_match(nodes, values, start, stop)
         if whole_words and token >= 0 and end == stop:
             ids[num_ids] = token
             num_ids += 1
@@ -690,8 +663,8 @@ def _merge(
             if rank < 0 or merged[rank] != new:
                 continue
             if dropout > 0:
-                state += _STEP
-                if (_mixed(state) >> np.uint64(11)) * 2.0**-53 < dropout:
+                state += STEP
+                if uniform(state) < dropout:
                     passed_over[num_passed_over] = top
                     num_passed_over += 1
                     continue
@@ -731,7 +704,7 @@ def _merge(
 @compiled
 def _exactly(nodes: np.ndarray, values: np.ndarray, at: int, end: int) -> int:
     """Return the token that has just these bytes, -1 for none."""
-    token, stop = _match(nodes, values, at, end)
+    token, stop = longest_match(nodes, values, at, end)
     return token if stop == end else -1
 
 

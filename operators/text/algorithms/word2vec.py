@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from operators.text.algorithms.compiled import compiled
+from operators.text.algorithms.splitmix import STEP, uniform
 
 FREQUENT_SHARE = 1e-3
 """Tokens that are more of the text than this are passed over at times."""
 
 NOISE_POWER = 0.75
 LAST_RATE = 1e-4
-
-_STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +75,10 @@ class SkipGram:
 
 
 @compiled
-def _uniform(state: np.ndarray) -> float:
-    """Return a number in [0, 1) of SplitMix64, and move its state on."""
-    state[0] += _STEP
-    mixed = state[0]
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed = mixed ^ (mixed >> np.uint64(31))
-    return float(mixed >> np.uint64(11)) * 2.0**-53
+def _next_uniform(state: np.ndarray) -> float:
+    """Return a number in [0, 1), and move its state on."""
+    state[0] += STEP
+    return float(uniform(state[0]))
 
 
 @compiled
@@ -114,11 +109,11 @@ def _learn(
             rate = np.float32(first_rate - (first_rate - LAST_RATE) * (num_done / num_all))
             num = 0
             for i in range(firsts[line], firsts[line + 1]):
-                if kept[ids[i]] >= 1.0 or _uniform(state) < kept[ids[i]]:
+                if kept[ids[i]] >= 1.0 or _next_uniform(state) < kept[ids[i]]:
                     tokens[num] = ids[i]
                     num += 1
             for i in range(num):
-                reach = window - int(_uniform(state) * window)
+                reach = window - int(_next_uniform(state) * window)
                 for j in range(max(0, i - reach), min(num, i + reach + 1)):
                     if i == j:
                         continue
@@ -128,7 +123,7 @@ def _learn(
                         target = tokens[i]
                         if draw:
                             target = min(
-                                np.searchsorted(noise, _uniform(state), side="right"),
+                                np.searchsorted(noise, _next_uniform(state), side="right"),
                                 len(noise) - 1,
                             )
                             if target == tokens[i]:
