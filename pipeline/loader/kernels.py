@@ -64,9 +64,9 @@ def copy_spans(
             count = min(spans_N3[n, 1], stops_K[k] - token)
             address = addresses_K[k] + (token - starts_K[k]) * like.itemsize
             source = carray(_pointer(address, like), (count,))
-            place = spans_N3[n, 2]
-            for i in range(count):
-                out[place + i] = source[i]
+            target = out[spans_N3[n, 2] : spans_N3[n, 2] + count]
+            for i in range(count):  # over slices: this becomes vector instructions
+                target[i] = source[i]
             spans_N3[n, 0] += count
             spans_N3[n, 1] -= count
             spans_N3[n, 2] += count
