@@ -85,7 +85,7 @@ def to_torch(values: np.ndarray) -> Any:
     """Return a tensor that shares the values' memory; torch has no bridge for bfloat16."""
     import torch
 
-    if values.dtype == np.dtype("bfloat16"):
+    if values.dtype.kind == "V":  # no other dtype of a field has this kind
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(values)
 

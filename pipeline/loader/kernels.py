@@ -64,13 +64,59 @@ def copy_spans(
             count = min(spans_N3[n, 1], stops_K[k] - token)
             address = addresses_K[k] + (token - starts_K[k]) * like.itemsize
             source = carray(_pointer(address, like), (count,))
-            place = spans_N3[n, 2]
-            for i in range(count):
-                out[place + i] = source[i]
+            target = out[spans_N3[n, 2] : spans_N3[n, 2] + count]
+            for i in range(count):  # over slices: this becomes vector instructions
+                target[i] = source[i]
             spans_N3[n, 0] += count
             spans_N3[n, 1] -= count
             spans_N3[n, 2] += count
     return len(spans_N3)
+
+
+@compiled
+def copy_rows(
+    starts_N: np.ndarray,
+    first: int,
+    place: np.ndarray,
+    starts_K: np.ndarray,
+    stops_K: np.ndarray,
+    addresses_K: np.ndarray,
+    like: np.ndarray,
+    out_NW: np.ndarray,
+) -> int:
+    """Copy runs of W tokens of the stream, converting to the type of ``out_NW``.
+
+    Args:
+        starts_N: First token of each run.
+        first: Run to begin with.
+        place: One number, the places of that run that are done; 0 in the first call.
+        starts_K: First token of each stretch.
+        stops_K: One past the last.
+        addresses_K: Of the values of each stretch.
+        like: An array of the type that is stored.
+        out_NW: Filled.
+
+    Returns:
+        N, or the run whose token at ``place`` lies in no open stretch.
+    """
+    num_rows, width = out_NW.shape
+    for n in range(first, num_rows):
+        done = place[0]
+        while done < width:
+            token = starts_N[n] + done
+            k = np.searchsorted(starts_K, token, side="right") - 1
+            if k < 0 or token >= stops_K[k]:
+                place[0] = done
+                return n
+            count = min(width - done, stops_K[k] - token)
+            address = addresses_K[k] + (token - starts_K[k]) * like.itemsize
+            source = carray(_pointer(address, like), (count,))
+            row = out_NW[n, done : done + count]
+            for i in range(count):
+                row[i] = source[i]
+            done += count
+        place[0] = 0
+    return len(starts_N)
 
 
 @compiled

@@ -1,6 +1,6 @@
 """Whole samples, or the part of them that is asked for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from pipeline.loader.prefix import (
 )
 from pipeline.loader.shards import Cut, ShardReader
 from pipeline.manifest import DataSet, Manifest
+
+_CHUNK_BYTES = 1 << 20
+"""Stored bytes that are read together for several batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,10 @@ class Samples:
             name: (axes.get(name, 0), stream_numbers(name, names, layouts[name]))
             for name, names in self.streams.items()
         }
-        return OpenSamples(ShardReader(data_set, fields, files), kept, axes, streams)
+        num_bytes = int(np.sum(data_set.shards["num_bytes"].to_numpy()))
+        reader = ShardReader(data_set, fields, files)
+        mean = num_bytes / max(1, reader.num_samples)
+        return OpenSamples(reader, kept, axes, streams, max(1, int(_CHUNK_BYTES / max(1, mean))))
 
 
 class OpenSamples:
@@ -80,6 +86,7 @@ class OpenSamples:
         kept: Field -> positions that are kept, where not all are.
         axes: Field -> the axis of a sample along which positions stand.
         streams: Field -> that axis, and the places of the streams that are kept.
+        ahead: Samples worth reading together.
     """
 
     def __init__(
@@ -88,8 +95,9 @@ class OpenSamples:
         kept: Mapping[str, Prefix],
         axes: Mapping[str, int],
         streams: Mapping[str, tuple[int, Sequence[int]]],
+        ahead: int,
     ) -> None:
-        self._reader = reader
+        self._reader, self._ahead = reader, ahead
         self._sampled = {name: k for name, k in kept.items() if isinstance(k, SampledPrefix)}
         self._fixed = {
             name: Cut(int(k), axes[name])
@@ -119,6 +127,21 @@ class OpenSamples:
             columns[name] = _take_streams(columns[name], axis, numbers)
         return columns
 
+    def read_batches(
+        self, items: np.ndarray, batch_size: int, epoch: int
+    ) -> Iterator[Mapping[str, Column]]:
+        """Yield many batches of samples; several small ones are read together, and cut."""
+        chunk = batch_size * max(1, self._ahead // batch_size)
+        for first in range(0, len(items), chunk):
+            some = items[first : first + chunk]
+            columns = self.read(some, epoch)
+            if len(some) <= batch_size:
+                yield columns
+                continue
+            for row in range(0, len(some), batch_size):
+                stop = min(row + batch_size, len(some))
+                yield {name: _cut(column, row, stop) for name, column in columns.items()}
+
     def shards(self, items: np.ndarray) -> np.ndarray:
         """Return the shards that hold these samples, rising."""
         return np.unique(np.searchsorted(self.stops, items, side="right"))
@@ -136,6 +159,14 @@ def _chosen(manifest: Manifest, fields: Sequence[str] | None) -> dict[str, Field
         found = f"there is no field {unknown[0]!r}" if unknown else "no field is asked for"
         raise ContractError(f"fields: {found}", hint=f"the data set has {', '.join(there)}")
     return {name: there[name] for name in names}
+
+
+def _cut(column: Column, start: int, stop: int) -> Column:
+    """Return some neighbouring rows of a column."""
+    if not isinstance(column, Ragged):
+        return column[start:stop]
+    bounds = column.offsets[start : stop + 1]
+    return Ragged(column.values[bounds[0] : bounds[-1]], bounds - bounds[0])
 
 
 def _check_read(names: Iterable[str], fields: Mapping[str, FieldSpec]) -> None:

@@ -9,6 +9,9 @@ from operators.base import Column, FieldSpec
 from pipeline.errors import ContractError
 from pipeline.loader.token_stream import TokenStream
 
+_CHUNK_TOKENS = 1 << 17
+"""Tokens converted at a time for several batches: a megabyte of int64 stays in the cache."""
+
 BOUNDARIES = ("position_ids", "document_ids", "cu_seqlens", "max_seqlen")
 
 
@@ -77,28 +80,37 @@ class RowFormat:
     ) -> Iterator[dict[str, Column]]:
         """Yield what ``read`` returns, for many batches.
 
-        What can be found out for all batches together is: a batch costs little beside its copy.
+        Several are copied at a time and share their memory, in places of their own: a batch costs
+        little beside its copy.
         """
-        whole = len(starts) // batch_size if len(stream.dtypes) == 1 else 0
-        starts_NB = starts[: whole * batch_size].reshape(whole, batch_size)
-        is_run_N = (starts_NB[:, 1:] - starts_NB[:, :-1] == self.width).all(axis=1)
-        dtype, count = np.dtype(self.dtype), batch_size * self.width
-        mask = np.ones((batch_size, self.width), np.bool_)
-        for starts_B, is_run in zip(starts_NB.tolist(), is_run_N.tolist(), strict=True):
-            if is_run:
-                found = stream.runs(starts_B[:1], count)
-            else:
-                found = stream.runs(starts_B, self.width)
-            if found is None:  # in several record batches, or not open, or behind the end
-                yield self.read(stream, np.array(starts_B))
-                continue
-            ids = found[0].astype(dtype) if is_run else np.concatenate(found, dtype=dtype)
-            columns = {self.field: ids.reshape(batch_size, -1)}
-            if not self.is_full:
-                columns["loss_mask"] = mask.copy()
-            yield columns
-        for first in range(whole * batch_size, len(starts), batch_size):
-            yield self.read(stream, starts[first : first + batch_size])
+        chunk = batch_size * max(1, _CHUNK_TOKENS // (batch_size * self.width))
+        is_next = np.diff(starts) == self.width
+        # The last row of the stream may be short.
+        is_whole = starts + self.width <= stream.num_tokens
+        alone = len(stream.dtypes) == 1
+        for first in range(0, len(starts), chunk):
+            stop = min(first + chunk, len(starts))
+            ids = None
+            if alone and is_whole[first:stop].all():
+                ids = self._ids(stream, starts[first:stop], is_next[first : stop - 1].all())
+            for row in range(0, stop - first, batch_size):
+                if ids is None:
+                    yield self.read(stream, starts[first + row : first + row + batch_size])
+                elif self.is_full:
+                    yield {self.field: ids[row : row + batch_size]}
+                else:
+                    some = ids[row : row + batch_size]
+                    yield {self.field: some, "loss_mask": np.ones(some.shape, np.bool_)}
+
+    def _ids(self, stream: TokenStream, starts: np.ndarray, is_run: bool) -> np.ndarray:
+        """Return the ids of many rows, [N, W]."""
+        if is_run:
+            run = stream.run(int(starts[0]), len(starts) * self.width)
+            if run is not None:
+                return run.astype(self.dtype).reshape(-1, self.width)
+        ids = np.empty((len(starts), self.width), self.dtype)
+        stream.copy_rows(starts, ids)
+        return ids
 
     def read_with_boundaries(self, stream: TokenStream, starts: np.ndarray) -> dict[str, Column]:
         """Return rows of W neighbouring tokens and where samples begin in them."""

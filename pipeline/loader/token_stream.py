@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from operators.base import Column, FieldSpec
-from pipeline.errors import ContractError, IntegrityError
+from pipeline.errors import ContractError, IntegrityError, SetupError
 from pipeline.loader.files import CHANGED, ShardFiles
 from pipeline.loader.shard_maps import (
     DECODED_BATCHES,
@@ -153,19 +153,35 @@ class TokenStream:
                 self._copy_run(start, [rows[row] for rows in out])
         return None
 
-    def runs(self, starts: Sequence[int], count: int) -> list[np.ndarray] | None:
-        """Return runs of equally many ids as they are stored, if each lies together and is open."""
-        firsts, stretches = self._firsts, self._stretches
-        found = []
-        for start in starts:
-            number = bisect_right(firsts, start) - 1
-            if number < 0:
-                return None
-            stretch, local = stretches[number], start - firsts[number]
-            if start + count > stretch.stop:
-                return None
-            found.append(stretch.values[0][local : local + count])
-        return found
+    def run(self, start: int, count: int) -> np.ndarray | None:
+        """Return neighbouring ids as they are stored, if they lie in one record batch."""
+        stretch = self.open_at(start)
+        if start + count > stretch.stop:
+            return None
+        return stretch.values[0][start - stretch.start : start + count - stretch.start]
+
+    def copy_rows(self, starts: np.ndarray, out: np.ndarray) -> None:
+        """Copy many runs of equally many ids.
+
+        Args:
+            starts: int64 [N], first tokens; all runs lie before the end of the stream.
+            out: [N, W].
+        """
+        try:
+            from pipeline.loader import kernels
+        except SetupError:  # numba is not there: it is a matter of speed alone
+            self.copy(starts.tolist(), [out])
+            return
+        done, like = 0, np.empty(0, self.dtypes[0])
+        place = np.zeros(1, np.int64)  # tokens of a row that lie in stretches before
+        while True:
+            table = self.table
+            done = kernels.copy_rows(
+                starts, done, place, table.starts, table.stops, table.values[0], like, out
+            )
+            if done == len(starts):
+                return
+            self.open_at(int(starts[done] + place[0]))
 
     def open_at(self, token: int) -> Stretch:
         """Open what holds a token, and return it.
