@@ -196,8 +196,8 @@ class TokenDataset(BatchDataset):
     def _read_batches(
         self, epoch: int, items: np.ndarray, ahead: Prefetch | None
     ) -> Iterator[tuple[np.ndarray | None, Mapping[str, Column]]]:
-        view = self._view
-        if ahead is not None or self._files.bad is not None or not isinstance(view, ReadsBatches):
+        view, files = self._view, self._files
+        if not files.is_local or files.bad is not None or not isinstance(view, ReadsBatches):
             yield from super()._read_batches(epoch, items, ahead)
             return
         for columns in view.read_batches(items, self._batch_size, epoch):

@@ -76,6 +76,11 @@ class ShardFiles:
         return wanted if self._cache is None else min(wanted, self._cache.max_mapped())
 
     @property
+    def is_local(self) -> bool:
+        """Whether shards are read where they lie: any number of them may be in use at once."""
+        return self._cache is None
+
+    @property
     def max_ahead(self) -> int:
         """How many shards may be fetched before they are read; 0 when none is to be."""
         return self._cache.max_ahead if self._cache is not None and self.num_ahead else 0

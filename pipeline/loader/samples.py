@@ -18,6 +18,7 @@ from pipeline.loader.prefix import (
     stream_numbers,
 )
 from pipeline.loader.shards import Cut, ShardReader
+from pipeline.loader.view import read_ahead
 from pipeline.manifest import DataSet, Manifest
 
 _CHUNK_BYTES = 1 << 20
@@ -131,9 +132,8 @@ class OpenSamples:
         self, items: np.ndarray, batch_size: int, epoch: int
     ) -> Iterator[Mapping[str, Column]]:
         """Yield many batches of samples; several small ones are read together, and cut."""
-        chunk = batch_size * max(1, self._ahead // batch_size)
-        for first in range(0, len(items), chunk):
-            some = items[first : first + chunk]
+        for part in read_ahead(len(items), batch_size, self._ahead):
+            some = items[part]
             columns = self.read(some, epoch)
             if len(some) <= batch_size:
                 yield columns

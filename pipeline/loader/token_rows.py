@@ -8,6 +8,7 @@ import numpy as np
 from operators.base import Column, FieldSpec
 from pipeline.errors import ContractError
 from pipeline.loader.token_stream import TokenStream
+from pipeline.loader.view import read_ahead
 
 _CHUNK_TOKENS = 1 << 17
 """Tokens converted at a time for several batches: a megabyte of int64 stays in the cache."""
@@ -83,13 +84,12 @@ class RowFormat:
         Several are copied at a time and share their memory, in places of their own: a batch costs
         little beside its copy.
         """
-        chunk = batch_size * max(1, _CHUNK_TOKENS // (batch_size * self.width))
         is_next = np.diff(starts) == self.width
         # The last row of the stream may be short.
         is_whole = starts + self.width <= stream.num_tokens
         alone = len(stream.dtypes) == 1
-        for first in range(0, len(starts), chunk):
-            stop = min(first + chunk, len(starts))
+        for part in read_ahead(len(starts), batch_size, _CHUNK_TOKENS // self.width):
+            first, stop = part.start, part.stop
             ids = None
             if alone and is_whole[first:stop].all():
                 ids = self._ids(stream, starts[first:stop], is_next[first : stop - 1].all())

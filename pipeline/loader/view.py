@@ -67,6 +67,18 @@ class ReadsBatches(Protocol):
         ...
 
 
+def read_ahead(num_items: int, batch_size: int, most: int) -> Iterator[slice]:
+    """Cut items into runs that are read together: one batch, then twice as many, up to ``most``.
+
+    The first batch after a start or a resume so needs no more than its own items.
+    """
+    first, size = 0, batch_size
+    while first < num_items:
+        yield slice(first, min(first + size, num_items))
+        first += size
+        size = max(size, min(2 * size, most // batch_size * batch_size))
+
+
 @runtime_checkable
 class View(Protocol):
     """The description of a view, as a user writes it: a frozen dataclass."""
