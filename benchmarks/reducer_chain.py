@@ -145,6 +145,7 @@ def _budgets(name: str, keep: int, encoder: Encoder) -> Iterator[Mapping[str, An
         "clusters": [sides],
         "grid": [sides],
         "window": [2, 3, 4],
+        "largest": [8, 4, 2],
         "cell": [(1, 2), (1, 3), (2, 2), (2, 3), (3, 3), (4, 4)],
         "scales": [(each**2,) for each in range(1, side) if side % each == 0],
     }

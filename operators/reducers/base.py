@@ -510,9 +510,7 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         dtype = getattr(torch, self.outputs["token_map"].dtype)
         token_map, kept = reduction.token_map, reduction.features.shape[1]
         sizes = reduction.sizes
-        if sizes is None and reduction.index is not None:
-            sizes = tokens.sizes.gather(1, reduction.index)
-        elif sizes is None:
+        if sizes is None:
             sizes = sum_by_map(tokens.sizes[..., None], token_map, kept)[..., 0]
         found: dict[str, Any] = {
             "features": reduction.features,
@@ -576,7 +574,7 @@ def select(tokens: Tokens, index: "torch.Tensor") -> Reduction:
     token_map = torch.full(tokens.features.shape[:2], -1, device=index.device)
     token_map.scatter_(1, index, rows)
     features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.features.shape[2]))
-    return Reduction(features, token_map, lengths, index)
+    return Reduction(features, token_map, lengths, index, tokens.sizes.gather(1, index))
 
 
 def merge(
@@ -622,7 +620,7 @@ def select_some(tokens: Tokens, index: "torch.Tensor", lengths: "torch.Tensor") 
     token_map = torch.full(tokens.features.shape[:2], -1, device=index.device)
     token_map.scatter_(1, index, torch.where(places < lengths[:, None], places, -1))
     features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.features.shape[2]))
-    return Reduction(features, token_map, lengths, index)
+    return Reduction(features, token_map, lengths, index, tokens.sizes.gather(1, index))
 
 
 def in_raster_order(is_kept: "torch.Tensor") -> "torch.Tensor":
