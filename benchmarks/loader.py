@@ -378,8 +378,8 @@ def nanogpt_shuffled(corpus: Path) -> Epoch:
     return epoch
 
 
-def raw_single(corpus: Path) -> Epoch:
-    tokens = raw_tokens(corpus)
+def raw_single(corpus: Path, tokens: np.ndarray | None = None) -> Epoch:
+    tokens = raw_tokens(corpus) if tokens is None else tokens
     random = np.random.default_rng(0)
 
     def epoch() -> Iterator[torch.Tensor]:
@@ -389,8 +389,17 @@ def raw_single(corpus: Path) -> Epoch:
     return epoch
 
 
-def raw_documents(corpus: Path) -> Epoch:
-    tokens, bounds = raw_tokens(corpus), np.load(corpus / "bounds.npy")
+def plain_single(corpus: Path) -> Epoch:
+    return raw_single(corpus, np.memmap(corpus / "nanogpt" / "train.bin", np.uint16, "r"))
+
+
+def plain_documents(corpus: Path) -> Epoch:
+    return raw_documents(corpus, np.memmap(corpus / "nanogpt" / "train.bin", np.uint16, "r"))
+
+
+def raw_documents(corpus: Path, tokens: np.ndarray | None = None) -> Epoch:
+    tokens = raw_tokens(corpus) if tokens is None else tokens
+    bounds = np.load(corpus / "bounds.npy")
     random = np.random.default_rng(0)
 
     def epoch() -> Iterator[RaggedBatch]:
@@ -698,6 +707,8 @@ CASES = [
     Case(DOCUMENTS, raw_documents),
     Case(PLAIN, plain_in_order, IN_ORDER, "order"),
     Case(PLAIN_SHUFFLED, nanogpt_shuffled, SHUFFLED),
+    Case("numpy.memmap, one at a time", plain_single, SINGLE),
+    Case("numpy.memmap, documents", plain_documents, DOCUMENTS, "ids"),
     Case(
         "tokenmill windows, in order",
         ours(view=WINDOWS, batch_size=ROWS, shuffle=False),
