@@ -34,7 +34,7 @@ class AdaptivePool(Reducer[AdaptivePoolConfig]):
     """
 
     Config = AdaptivePoolConfig
-    paper = "none, a baseline"
+    paper = "none: a baseline"
     needs_grid = True
 
     def num_kept(self, num_tokens: int) -> int:

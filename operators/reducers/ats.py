@@ -27,12 +27,12 @@ class AtsConfig(ReducerConfig):
         Field(description="Samples, or their share of the tokens: the most that can be left."),
     ] = 0.5
     variant: Annotated[
-        Literal["code", "paper"],
+        Literal["authors", "paper"],
         Field(
-            description="How samples are spaced: `code` leaves the last of one more out, as the "
+            description="How samples are spaced: `authors` leaves the last of one more out, as the "
             "authors of the benchmark do; `paper` spreads them over the whole."
         ),
-    ] = "code"
+    ] = "authors"
 
 
 class Ats(Reducer[AtsConfig]):
@@ -43,13 +43,13 @@ class Ats(Reducer[AtsConfig]):
     left; an image without such tokens keeps more. Class attention is that of the last of several
     ``attention_layers``; ``key_layer`` should be the same.
 
-    ``variant: code`` asks for one sample more than ``keep`` and leaves the last one out, because
+    ``variant: authors`` asks for one sample more than ``keep`` and leaves the last one out, because
     its end is exclusive; where the division is rounded up, one sample more than ``keep`` is taken
     (``keep`` of 2, 6, 11, 13, ...). ``paper`` takes ``keep`` samples at (2i + 1) / (2 keep).
     Padding counts as never sampled; in the authors' code it moves the sums.
 
     Source: Fayyaz et al., "Adaptive Token Sampling for Efficient Vision Transformers", section 3;
-    ``code`` is the re-implementation that "Which Tokens to Use?" is measured with. Checked: its
+    ``authors`` is the re-implementation that "Which Tokens to Use?" is measured with. Checked: its
     indices, a brute-force oracle.
     """
 

@@ -17,6 +17,8 @@ from operators.reducers.base import (
     share,
     top_k,
 )
+from operators.reducers.clustering import among, nearest, squared_distances
+from operators.reducers.dpc_knn import peaks
 from operators.reducers.tome import match
 
 if TYPE_CHECKING:
@@ -129,48 +131,10 @@ def density_peaks(tokens: Tokens, num_clusters: int, neighbors: int) -> "torch.T
         num_clusters: K.
         neighbors: Nearest tokens, itself among them, that the density is taken of.
     """
-    import torch
-
-    infinite = float("inf")
-    num = tokens.features.shape[1]
-    squared = _squared_distances(tokens)
-    if tokens.valid is not None:
-        squared = squared.masked_fill(~tokens.valid[:, None], infinite)
-    near = squared.sort(dim=2).values[..., : min(neighbors, num)]
-    is_there = near < infinite
-    density = -torch.where(is_there, near, 0).sum(dim=2) / is_there.sum(dim=2).clamp(min=1)
-    is_earlier = torch.ones(num, num, dtype=torch.bool, device=squared.device).tril(-1)
-    is_denser = density[:, None] > density[..., None]
-    is_denser |= (density[:, None] == density[..., None]) & is_earlier
-    away = squared.masked_fill(~is_denser, infinite).amin(dim=2)
-    widest = squared.masked_fill(squared == infinite, 0)
-    if tokens.valid is not None:
-        widest = widest.masked_fill(~tokens.valid[..., None], 0)
-    away = torch.where(away < infinite, away, widest.amax(dim=(1, 2))[:, None])
-    scores = density + away.clamp(min=TINY).log() / 2  # of the product: exp may underflow
-    centres = top_k(tokens.without_padding(scores), num_clusters)
-    to_centre = squared.gather(2, centres[:, None].expand(-1, num, -1))
-    clusters = to_centre.argmin(dim=2)  # the first of equals
-    own = torch.arange(num_clusters, device=squared.device).expand_as(centres)
-    return clusters.scatter(1, centres, own)
-
-
-def _squared_distances(tokens: Tokens) -> "torch.Tensor":
-    """Return float32 [B, N, N]: squared Euclidean distances over C.
-
-    Of products of features around their mean, where less is lost to rounding.
-    """
-    import torch
-
-    x = tokens.features.float()
-    there = torch.ones_like(x[..., :1]) if tokens.valid is None else tokens.valid[..., None].float()
-    x = x - (x * there).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp(min=1)
-    products = x @ x.transpose(1, 2)
-    norms = products.diagonal(dim1=1, dim2=2)
-    squared = norms[:, None] + norms[..., None] - products - products.transpose(1, 2)
-    squared = squared.clamp(min=0) / x.shape[2]
-    squared.diagonal(dim1=1, dim2=2).zero_()
-    return squared
+    squared = squared_distances(tokens.features, tokens.valid) / tokens.features.shape[2]
+    squared = among(squared, tokens.valid)
+    scores = peaks(squared, min(neighbors, squared.shape[1]))
+    return nearest(squared, top_k(tokens.without_padding(scores), num_clusters))
 
 
 def _subset(tokens: Tokens, index: "torch.Tensor") -> Tokens:

@@ -39,9 +39,9 @@ class ExpeditConfig(ReducerConfig):
         int, Field(ge=1, description="Clusters that a token is reconstructed from, at most.")
     ] = 20
     variant: Annotated[
-        Literal["code", "paper"],
+        Literal["authors", "paper"],
         Field(description="Weights of the reconstruction: of L2 norm one, or of sum one."),
-    ] = "code"
+    ] = "authors"
 
 
 class Expedit(Reducer[ExpeditConfig]):
@@ -116,7 +116,7 @@ class Expedit(Reducer[ExpeditConfig]):
         count = min(config.neighbours, centres.shape[1])
         nearest = near.values[..., :count]
         weights = (-config.temperature * (nearest - nearest[..., :1])).exp()
-        order = 2 if config.variant == "code" else 1
+        order = 2 if config.variant == "authors" else 1
         weights = weights / torch.linalg.vector_norm(weights, ord=order, dim=2, keepdim=True)
         return Reduction(
             (centres + mean).to(tokens.features.dtype),

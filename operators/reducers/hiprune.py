@@ -43,12 +43,12 @@ class HiPruneConfig(ReducerConfig):
     ] = True
     grid_width: GridWidth = None
     variant: Annotated[
-        Literal["code", "paper"],
+        Literal["authors", "paper"],
         Field(
-            description="Neighbours at the edge: `code` takes the last token of the row above for "
-            "the left one, and so on; `paper` leaves out what is outside."
+            description="Neighbours at the edge: `authors` takes the last token of the row above "
+            "for the left one, and so on; `paper` leaves out what is outside."
         ),
-    ] = "code"
+    ] = "authors"
 
 
 class HiPrune(Reducer[HiPruneConfig]):
@@ -62,9 +62,9 @@ class HiPrune(Reducer[HiPruneConfig]):
 
     Every crop has its own budget: the authors divide a total by the number of crops, rounded down.
 
-    ``variant: code``: a neighbour is the token one or a row's width before or after, held between
-    the first and the last token; so at the left edge it is the last token of the row above, and
-    above the first row it is the first token. ``paper`` leaves such neighbours out.
+    ``variant: authors``: a neighbour is the token one or a row's width before or after, held
+    between the first and the last token; so at the left edge it is the last token of the row above,
+    and above the first row it is the first token. ``paper`` leaves such neighbours out.
 
     Source: Liu et al., "HiPrune", section 3. Checked: the authors' choices for one and two crops
     and for a grid that is not square, a brute-force oracle.

@@ -65,7 +65,7 @@ class QuadtreeTokens(Reducer[QuadtreeTokensConfig]):
     """
 
     Config = QuadtreeTokensConfig
-    paper = "none, a baseline"
+    paper = "none: a baseline"
     is_adaptive = True
     needs_grid = True
 

@@ -31,12 +31,12 @@ class SuperTokensConfig(ReducerConfig):
     ] = None
     iterations: Annotated[int, Field(ge=1, le=100, description="Of assignment and average.")] = 1
     variant: Annotated[
-        Literal["code", "paper"],
+        Literal["authors", "paper"],
         Field(
             description="At the border: cells outside take their share, as if they were zero and "
             "lost (code), or only cells inside count (paper)."
         ),
-    ] = "code"
+    ] = "authors"
 
 
 class SuperTokens(Reducer[SuperTokensConfig]):

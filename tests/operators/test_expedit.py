@@ -49,7 +49,7 @@ def test_golden(file: str, options: dict[str, Any]) -> None:
         np.testing.assert_allclose(again, dense[row].numpy(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["code", "paper"])
+@pytest.mark.parametrize("variant", ["authors", "paper"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_rules(seed: int, variant: str) -> None:
     """Three rows of four tokens become two rows of two clusters; cells of rows overlap."""
@@ -87,7 +87,7 @@ def test_the_rules(seed: int, variant: str) -> None:
         assert found.token_map[0, i] == apart.argmin()
         weight = np.exp(-tau * apart)
         weight[np.argsort(-weight)[kept:]] = 0
-        weight /= np.linalg.norm(weight) if variant == "code" else weight.sum()
+        weight /= np.linalg.norm(weight) if variant == "authors" else weight.sum()
         np.testing.assert_allclose(dense[i], weight @ z, rtol=1e-4, atol=1e-5)
 
 

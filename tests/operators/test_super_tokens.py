@@ -14,7 +14,7 @@ from tests.reducer_cases import reducer, tokens_of
 FIELDS = ("reconstruction_index", "reconstruction_weights")
 
 
-@pytest.mark.parametrize("variant", ["code", "paper"])
+@pytest.mark.parametrize("variant", ["authors", "paper"])
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize(("grid", "cell"), [((4, 6), (2, 2)), ((6, 8), (1, 4)), ((2, 3), (2, 1))])
 def test_the_equations(
@@ -34,7 +34,7 @@ def test_the_equations(
                     at = (home[i][0] + dr, home[i][1] + dc)
                     if at in centre:
                         weights[at] = np.exp(x[i] @ centre[at] / np.sqrt(5))
-                    elif variant == "code":
+                    elif variant == "authors":
                         weights[at] = 1.0
             total = sum(weights.values())
             share[i] = {at: w / total for at, w in weights.items() if at in centre}
