@@ -191,6 +191,11 @@ class _Step(ABC, Generic[ConfigT]):
         """Exactly the fields that are read. ``key`` (string) is there for every sample."""
 
     @property
+    def optional_inputs(self) -> frozenset[str]:
+        """Which of ``inputs`` it does without where the job does not give them."""
+        return frozenset()
+
+    @property
     def resources(self) -> Resources:
         """What one instance needs."""
         return Resources()

@@ -1027,7 +1027,12 @@ def _fields_of(cls: Any) -> Table:
             ("adds", step.outputs if isinstance(step, Operator) else {}),
         ):
             for i, (field, spec) in enumerate(specs.items()):
-                facts.add_row("" if i else heading, Text(f"{field}: {spec}"))
+                optional = heading == "reads" and field in step.optional_inputs
+                text = f"{field}: {spec}{', where it is there' if optional else ''}"
+                facts.add_row("" if i else heading, Text(text))
+        offers = step.offers if isinstance(step, Operator) else {}
+        for i, (field, about) in enumerate(offers.items()):
+            facts.add_row("" if i else "when asked", Text(f"{field} {about}"))
         needs = step.resources
         gpus = f", {needs.gpus:g} GPUs" if needs.gpus else ""
         cores = f"{needs.cpus:g} core{'s' * (needs.cpus != 1)}"

@@ -260,7 +260,8 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         """Every signal, when an earlier operator gives it, and ``extras``."""
         names = ("keys", "values") if self.is_joint else SIGNALS
         extras = {name: about for name, (_, about) in self.extras.items()}
-        return {name: SIGNALS[name][1] for name in names} | extras
+        left = ", cut to the tokens that are left"
+        return {name: SIGNALS[name][1] + left for name in names} | extras
 
     def bind(self, fields: Mapping[str, FieldSpec]) -> None:
         """Take the number of tokens, crops and channels from the job, and check the signals."""
@@ -327,6 +328,11 @@ class Reducer(Operator[ConfigT], Generic[ConfigT]):
         if not self._given:  # what it takes when it is there
             return {**found, **_OPTIONAL}
         return {**found, **{name: self._given[name] for name in _OPTIONAL if name in self._given}}
+
+    @property
+    def optional_inputs(self) -> frozenset[str]:
+        """What an earlier reducer or the encoder may give beside the features."""
+        return frozenset(_OPTIONAL)
 
     @property
     def outputs(self) -> Mapping[str, FieldSpec]:

@@ -185,6 +185,10 @@ def test_operators_are_listed_and_described(command: CommandLine) -> None:
     assert any(line.startswith(f"agrees {agreement}") for line in lines)
     settings = [line.split(" ")[0] for line in lines[lines.index("setting type default meaning") :]]
     assert settings.index("weights") < settings.index("device") < settings.index("inputs")
+    assert command("operators", "topk") == 0
+    lines = [" ".join(line.split()) for line in command.out.splitlines()]
+    assert "sizes: int16|int32[*], where it is there" in lines
+    assert any(line.startswith("when asked cls_attention [L, H, N]: what") for line in lines)
     assert command("operators", "sequence") == 0
     lines = [" ".join(line.split()) for line in command.out.splitlines()]
     assert "fields depend on the settings" in lines
