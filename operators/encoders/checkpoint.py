@@ -45,31 +45,30 @@ _REMOTE = (
     "(model_type radio), can be read"
 )
 
-_TIMM = (
-    "models of timm are not read, because timm needs torchvision, whose builds must match torch's "
-    "to be imported at all. Give the same weights in the format of transformers: the hub has "
-    "facebook/dinov2-*, google/vit-*, google/siglip-*, facebook/deit-* and others"
-)
+_TIMM = "timm:"
+"""In front of the names of published models of timm."""
 
 
 class EncoderCheckpoint:
     """A vision encoder on disk, at a URL or on the hub. Nothing is read before it is asked for.
 
     Args:
-        weights: A folder, its URL, or ``owner/name`` on the hub.
+        weights: A folder, its URL, ``owner/name`` on the hub, or ``timm:name`` of a published
+            model of timm, which is ``timm/name`` there.
         revision: Commit, tag or branch on the hub.
         files: How files are found.
         where: Who asks.
 
     Raises:
-        SetupError: ``weights`` is none of these.
+        SetupError: ``weights`` is none of these, or timm is named and is not installed.
     """
 
     def __init__(
         self, weights: str, *, revision: str | None, files: ModelFiles, where: str
     ) -> None:
-        if weights.startswith("timm:"):
-            raise SetupError(f"{where}: weights={weights!r}: {_TIMM}")
+        if weights.startswith(_TIMM):
+            self._timm_library(where)
+            weights = f"timm/{weights.removeprefix(_TIMM)}"
         if weights.endswith(SUFFIXES):
             raise SetupError(
                 f"{where}: weights={weights!r} is a file",
@@ -100,13 +99,14 @@ class EncoderCheckpoint:
         if found is None:
             raise SetupError(
                 f"{self._where}: {self._weights} has no {CONFIG_FILE}",
-                hint="give a folder, URL or hub id in the format of transformers",
+                hint="give a folder, URL or hub id in the format of transformers; names of timm "
+                "end in what they were trained on: timm:vit_base_patch16_224.augreg_in21k",
             )
         return found
 
     @cached_property
     def config(self) -> Any:
-        """The configuration of the vision part, as transformers' own class.
+        """The configuration of the vision part, as transformers' own class, or of timm.
 
         Raises:
             SetupError: there is none, or it is of a model that transformers does not have.
@@ -116,8 +116,10 @@ class EncoderCheckpoint:
         if self._is_intern:
             return _intern_config(config.get("vision_config", config), where)
         model_type = config.get("model_type")
-        if model_type is None and "architecture" in config:
-            raise SetupError(f"{where}: {config['architecture']}: {_TIMM}")
+        if self.is_timm:
+            from operators.encoders.nn.timm_tower import TimmConfig
+
+            return TimmConfig(config, where)
         if model_type not in transformers.CONFIG_MAPPING:
             if "auto_map" in config:
                 raise SetupError(f"{where}: {_kind(config)}: {_REMOTE}")
@@ -134,6 +136,30 @@ class EncoderCheckpoint:
                 f"{where}: {CONFIG_FILE} is not of a {model_type} ({reason})"
             ) from None
         return getattr(found, "vision_config", found)
+
+    @property
+    def is_timm(self) -> bool:
+        """Whether it is a model as timm publishes it."""
+        return "architecture" in self._json and self._json.get("model_type") is None
+
+    @property
+    def library(self) -> dict[str, str]:
+        """Name and version of the library that has the model.
+
+        Raises:
+            SetupError: it is not installed.
+        """
+        if self.is_timm:
+            return {"timm": self._timm_library(self._where).__version__}
+        transformers = import_extra("transformers", extra=EXTRA, where=self._where)
+        return {"transformers": transformers.__version__}
+
+    @staticmethod
+    def _timm_library(where: str) -> Any:
+        import_extra("transformers", extra=EXTRA, where=where)
+        from operators.encoders.nn.timm_tower import import_timm
+
+        return import_timm(where)
 
     @property
     def processor(self) -> Mapping[str, Any] | None:

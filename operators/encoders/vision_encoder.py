@@ -38,8 +38,8 @@ class VisionEncoderConfig(OperatorConfig):
         str | RandomWeights[Size],
         Field(
             description="Hub id, a folder or its URL, in the format of transformers (config.json, "
-            "preprocessor_config.json and weights; of a larger model the vision part is read), or "
-            "{random_seed, size}."
+            "preprocessor_config.json and weights; of a larger model the vision part is read) or "
+            "of timm, timm:NAME, or {random_seed, size}."
         ),
     ]
     revision: Annotated[
@@ -119,12 +119,13 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
 
     Models are those of transformers whose attention goes through its attention interface: CLIP,
     SigLIP, SigLIP2, DINOv2 with and without registers, DINOv3, InternViT (its authors' files too),
-    ViT, RADIO (the first of its class tokens is taken), and others of that build by model_type.
-    Layers behind the last one that is needed are not run. Pixels are normalised by what
-    preprocessor_config.json says.
+    ViT, RADIO (the first of its class tokens is taken), and others of that build by model_type; and
+    those of timm that are a plain list of blocks, where timm is installed. Layers behind the last
+    one that is needed are not run. Pixels are normalised by what preprocessor_config.json says, or
+    pretrained_cfg of timm.
 
     Checked on small random models of every family above: hidden states and attention maps against
-    transformers' own eager attention, to 1e-5.
+    transformers' own eager attention, to 1e-5; of timm's against timm without fused attention.
     """
 
     Config = VisionEncoderConfig
@@ -195,7 +196,7 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
         found = {}
         if not self._has_grid:
             found["token_mask"] = "only crops of anyres_crops are padded; give it their crop_grid"
-        if not self._shape.prefix:
+        if not self._shape.has_class_token:
             model = self._config.model_type
             found["cls"] = found["cls_logits"] = f"{model} has no class token"
             if self.config.cls_attention == "class_token":
@@ -284,16 +285,15 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
     def identity(self) -> Mapping[str, object]:
         """Digests of the weights, or that they are random, and the library's version."""
         name, weights = self.config.name, self.config.weights
-        transformers = import_extra("transformers", extra=EXTRA, where=name)
-        library = {"transformers": transformers.__version__}
         if isinstance(weights, RandomWeights):
+            transformers = import_extra("transformers", extra=EXTRA, where=name)
             return {
-                **library,
+                "transformers": transformers.__version__,
                 "random_weights": True,
                 "warning": f"{name} has random weights: its features mean nothing, use them for "
                 "smoke and speed runs only",
             }
-        found = {**self._checkpoint.identity(), **library}
+        found = {**self._checkpoint.identity(), **self._checkpoint.library}
         if self._checkpoint.is_pinned:
             return found
         return {
@@ -349,6 +349,9 @@ class VisionEncoder(Operator[VisionEncoderConfig]):
         if not isinstance(weights, str):
             published = PUBLISHED[weights.size]
             return Preparation(published.side, published.normalization, published.preprocessing)
+        if self._checkpoint.is_timm:
+            prepared: Preparation = self._config.preparation
+            return prepared
         processor = self._checkpoint.processor
         if processor is None:
             raise SetupError(

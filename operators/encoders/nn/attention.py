@@ -59,21 +59,34 @@ def _attend(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' sdpa does; queries, keys and values are [B, H, T, D]."""
-    notes = _NOTES.get()
-    if notes is not None:
-        notes.seen[module] = (key.shape[1], key.shape[3])
-        for what in notes.asked.get(module, ()):
-            tensor = key if what == "keys" else value
-            if what in ("keys", "values"):
-                found = tensor[:, :, notes.prefix :].transpose(1, 2)
-            else:
-                bias = more.get("position_bias")
-                found = _weights(what, query, key, (attention_mask, bias), scaling, notes.prefix)
-            notes.found[module, what] = found
+    biases = (attention_mask, more.get("position_bias"))
+    note(module, query, key, value, biases, scaling)
     attended: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **more
     )
     return attended
+
+
+def note(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    biases: tuple[torch.Tensor | None, ...],
+    scaling: float | None,
+) -> None:
+    """Note what is asked of an attention whose queries, keys and values are [B, H, T, D]."""
+    notes = _NOTES.get()
+    if notes is None:
+        return
+    notes.seen[module] = (key.shape[1], key.shape[3])
+    for what in notes.asked.get(module, ()):
+        tensor = key if what == "keys" else value
+        if what in ("keys", "values"):
+            found = tensor[:, :, notes.prefix :].transpose(1, 2)
+        else:
+            found = _weights(what, query, key, biases, scaling, notes.prefix)
+        notes.found[module, what] = found
 
 
 def _weights(

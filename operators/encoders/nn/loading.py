@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from operators.encoders.nn import timm_tower
 from operators.encoders.nn.attention import NAME
 from operators.encoders.nn.tower import model_class
 from operators.errors import SetupError
@@ -27,6 +28,8 @@ def load(config: Any, tensors: Mapping[str, torch.Tensor], where: str) -> Any:
     Raises:
         SetupError: tensors are missing or of another shape, or there are more layers of them.
     """
+    if isinstance(config, timm_tower.TimmConfig):
+        return timm_tower.load(config, tensors, where)
     cls = model_class(config, where)
     with _quiet():
         model, report = cls.from_pretrained(

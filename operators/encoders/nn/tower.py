@@ -13,6 +13,7 @@ import torch
 from transformers import MODEL_MAPPING
 
 from operators.encoders.nn.attention import NAME, Notes, noting
+from operators.encoders.nn.timm_tower import TimmConfig
 from operators.errors import ContractError, SetupError
 
 Layer = int | Literal["last_hidden_state"]
@@ -25,6 +26,7 @@ class TowerShape:
     Attributes:
         grid: Rows and columns of image tokens.
         prefix: Tokens in front of them: the class token, registers.
+        has_class_token: Whether the first of those is one.
         channels: Of a hidden state.
         heads: Of an attention layer.
         head_dim: Channels of a key of one head.
@@ -35,6 +37,7 @@ class TowerShape:
 
     grid: tuple[int, int]
     prefix: int
+    has_class_token: bool
     channels: int
     heads: int
     head_dim: int
@@ -94,6 +97,9 @@ def model_class(config: Any, where: str) -> Any:
 
 def empty_model(config: Any, where: str) -> Any:
     """Build the model without values, on the meta device."""
+    if isinstance(config, TimmConfig):
+        with torch.device("meta"):
+            return config.create()
     cls = model_class(config, where)
     with torch.device("meta"):
         model = cls._from_config(config, attn_implementation=NAME)
@@ -126,7 +132,7 @@ def _measured(config: Any, sides: tuple[int, int], *, interpolate: bool, where: 
         with torch.inference_mode(), noting(notes):
             call = _caller(model, patch, interpolate=interpolate)
             output = call(torch.empty((1, 3, *sides), device="meta"))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         reason = "".join(str(error).strip().splitlines()[:1])
         raise ContractError(
             f"{where}: the model does not take images of {sides[0]} x {sides[1]} pixels ({reason})",
@@ -145,11 +151,19 @@ def _measured(config: Any, sides: tuple[int, int], *, interpolate: bool, where: 
             hint="give a plain vision transformer",
         )
     heads, head_dim = next(iter(notes.seen.values()))
-    return TowerShape(grid, prefix, channels, heads, head_dim, len(attentions), attentions, layers)
+    has_class = config.has_class_token if isinstance(config, TimmConfig) else prefix > 0
+    return TowerShape(
+        *(grid, prefix, has_class, channels, heads, head_dim),
+        num_layers=len(attentions),
+        attentions=attentions,
+        layers=layers,
+    )
 
 
 def _known_prefixes(config: Any) -> set[int]:
     """Return how many tokens a model of this kind may have in front of the image's."""
+    if isinstance(config, TimmConfig):
+        return {config.num_prefix_tokens}
     registers = getattr(config, "num_register_tokens", 0) or 0
     radio = {config.num_summary_tokens} if config.model_type == "radio" else set()
     return {0, 1, 1 + registers} | radio | ({2} if config.model_type == "deit" else set())
@@ -248,7 +262,7 @@ class Tower:
 
         Returns:
             ``features`` [B, N, C x number of layers]; ``cls`` [B, C x number of layers] where the
-            model has a prefix; and (layer, what) -> the signals.
+            model has a class token; and (layer, what) -> the signals.
         """
         states: dict[Any, torch.Tensor] = {}
         prefix = self._shape.prefix
@@ -262,7 +276,7 @@ class Tower:
                 hook.remove()
         whole = torch.cat([states[state] for state in self._layers], dim=2)
         found: dict[Any, torch.Tensor] = {"features": whole[:, prefix:]}
-        if prefix:
+        if self._shape.has_class_token:
             found["cls"] = whole[:, 0]
         for layer, module in self._attentions.items():
             for what in self._asked[module]:
