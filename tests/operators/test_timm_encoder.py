@@ -39,7 +39,9 @@ def test_it_is_as_timm(name: str, wrong: dict[str, str]) -> None:
     assert not wrong[name], wrong[name]
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("no timm"), RuntimeError("torchvision::nms")])
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("no timm"), RuntimeError("torchvision::nms")]
+)
 @pytest.mark.parametrize("given", ["name", "folder"])
 def test_without_timm_it_says_what_to_install(
     given: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

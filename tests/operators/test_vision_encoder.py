@@ -400,10 +400,6 @@ MISTAKES = {
         lambda folder: write_config(folder, model_type="new"),
         "model_type 'new', which transformers .* does not have",
     ),
-    "timm": (
-        lambda folder: write_config(folder, architecture="vit_base_patch16_224"),
-        "vit_base_patch16_224: models of timm are not read, because timm needs torchvision",
-    ),
     "a text model": (
         lambda folder: write_config(folder, model_type="bert"),
         "no vision model of model_type 'bert'",
@@ -433,7 +429,6 @@ def test_wrong_checkpoints_are_refused(mistake: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("timm:vit_base_patch16_224", "models of timm are not read"),
         ("model.safetensors", "is a file"),
         ("nowhere", "neither a folder nor a hub id"),
     ],

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from operators.encoders.families import Preparation, Steps, cropped, squashed
@@ -103,7 +103,7 @@ class TimmConfig:
                     pretrained_cfg=dict(self._pretrained or {}),
                     **{**self._found.get("model_args", {}), "num_classes": 0},
                 )
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise SetupError(
                 f"{self._where}: timm does not build {self.architecture} of config.json ({error})",
                 hint="config.json and the version of timm must fit",
@@ -113,6 +113,7 @@ class TimmConfig:
             not isinstance(blocks, nn.Sequential | nn.ModuleList)
             or not all(hasattr(block, "attn") for block in blocks)
             or not hasattr(model, "num_prefix_tokens")
+            or not hasattr(getattr(model, "patch_embed", None), "patch_size")
         ):
             raise SetupError(
                 f"{self._where}: {type(model).__name__} of timm is not a list of layers with one "
@@ -162,7 +163,7 @@ class TimmConfig:
         assert mean is not None
         assert std is not None
         assert size is not None
-        normalization = Normalization(tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
+        normalization = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
         height, width = size[1:]
         return Preparation(width, normalization, self._steps(width) if height == width else ())
 
@@ -184,7 +185,7 @@ class _Parts:
     has_class: bool
 
 
-class TimmModel(nn.Module):
+class TimmModel(nn.Module):  # type: ignore[misc]
     """A model of timm that is called, and whose attention is noted, as one of transformers."""
 
     def __init__(self, timm: Any, config: TimmConfig) -> None:
@@ -196,9 +197,9 @@ class TimmModel(nn.Module):
     def forward(self, pixel_values: Any, interpolate_pos_encoding: bool = False) -> SimpleNamespace:
         """Run it on normalised pixels [B, 3, H, W]."""
         sides = tuple(pixel_values.shape[-2:])
-        if interpolate_pos_encoding and hasattr(self.timm, "set_input_size"):
-            if sides != tuple(self.timm.patch_embed.img_size or sides):
-                self.timm.set_input_size(img_size=sides)
+        fits = sides == tuple(self.timm.patch_embed.img_size or sides)
+        if interpolate_pos_encoding and not fits and hasattr(self.timm, "set_input_size"):
+            self.timm.set_input_size(img_size=sides)
         return SimpleNamespace(last_hidden_state=self.timm.forward_features(pixel_values))
 
 
@@ -226,7 +227,8 @@ def load(config: TimmConfig, tensors: Mapping[str, torch.Tensor], where: str) ->
             hint="config.json and weights must be of one model",
         )
     model.timm.load_state_dict(given)
-    return model.float().requires_grad_(False)
+    model.float().requires_grad_(False)
+    return model
 
 
 def _watch(attention: Any) -> None:
@@ -241,7 +243,7 @@ def _watch(attention: Any) -> None:
     attention.forward = watched
 
 
-class _Noting(TorchFunctionMode):
+class _Noting(TorchFunctionMode):  # type: ignore[misc]
     """Notes queries, keys and values as they go into the fused attention.
 
     So norms, rotary positions and biases of every kind of attention in timm are in them.
@@ -251,13 +253,11 @@ class _Noting(TorchFunctionMode):
         super().__init__()
         self._module = module
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func``."""
         del types
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is scaled_dot_product_attention:
             self._note(*args, **kwargs)
         return func(*args, **kwargs)
 

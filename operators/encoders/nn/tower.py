@@ -13,7 +13,7 @@ import torch
 from transformers import MODEL_MAPPING
 
 from operators.encoders.nn.attention import NAME, Notes, noting
-from operators.encoders.nn.timm_tower import TimmConfig
+from operators.encoders.nn.timm_tower import TimmConfig, TimmModel
 from operators.errors import ContractError, SetupError
 
 Layer = int | Literal["last_hidden_state"]
@@ -188,9 +188,11 @@ def _list_of(attentions: Sequence[str], model: Any, where: str) -> str:
         places = [int(part[2]) for part in parts if part]
         if places == list(range(len(parts))) == list(range(len(model.get_submodule(name)))):
             return name
+    is_timm = isinstance(model, TimmModel)
+    through = "torch's fused attention" if is_timm else "the attention interface of transformers"
     raise SetupError(
-        f"{where}: {type(model).__name__} is not a list of layers with one attention each that "
-        "goes through the attention interface of transformers",
+        f"{where}: {type(model.timm if is_timm else model).__name__} is not a list of layers with "
+        f"one attention each that goes through {through}",
         hint="give a plain vision transformer",
     )
 
