@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from operators.errors import ContractError, SetupError
+from operators.testing import assert_operator_contract
 from tests.encoder_models import encode, encoder, pixels, spec_of
 
 SIDE, LAYERS, HEADS, WIDTH = 32, 4, 2, 16
@@ -47,6 +48,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"patch_size": 8, "class_token": False, "global_pool": "map"},
     ),
     "rotary positions": ("vit_small_patch16_dinov3", {"patch_size": 8}),
+    "rotary positions of each layer": ("vit_small_patch16_rope_mixed_224", {"patch_size": 8}),
     "position bias": ("beit_base_patch16_224", {"patch_size": 8}),
 }
 CHECKS: dict[str, Callable[[Path], None]] = {}
@@ -182,6 +184,28 @@ def check_keys(folder: Path) -> None:
     close(found["keys"], block.attn.k_norm(keys)[:, 1:].detach())
 
 
+@check("rows alone")
+def check_rows(folder: Path) -> None:
+    """A row does not depend on its company, and the operator keeps its contract."""
+    step = encoder(write("registers", model_of("registers"), folder), ("attention", "keys"))
+    batch = {"image": pixels(6, SIDE)}
+    step.bind({"image": spec_of(batch["image"])})
+    assert_operator_contract(step, batch)
+
+
+@check("bfloat16")
+def check_bfloat16(folder: Path) -> None:
+    """It is computed in bfloat16, rotary positions too."""
+    name, images = "rotary positions", pixels(2, SIDE)
+    weights = write(name, model_of(name), folder)
+    exact, rounded = (
+        encode(encoder(weights, ("attention",), dtype=dtype), {"image": images})
+        for dtype in ("float32", "bfloat16")
+    )
+    assert not torch.equal(rounded["features"], exact["features"])
+    torch.testing.assert_close(rounded["attention"], exact["attention"], rtol=0.1, atol=0.05)
+
+
 @check("another size")
 def check_another_size(folder: Path) -> None:
     """Images of another size are refused, or the position embeddings fitted to them."""
@@ -230,8 +254,8 @@ def check_mistakes(folder: Path) -> None:
     refused(write(name, model, folder, model_args=wider), "of another shape: blocks.0.mlp")
     refused(write(name, model, folder, architecture="hf-hub:a/b"), "'hf-hub:a/b', which timm")
     refused(write(name, model, folder, model_args={"layers": 2}), "timm does not build")
-    refused(write(name, model, folder, pretrained_cfg={}), "has mean None, std None")
-    refused(write(name, model, folder, pretrained_cfg=None), "has no pretrained_cfg")
+    refused(write(name, model, folder, pretrained_cfg={}), "has no pretrained_cfg")
+    refused(write(name, model, folder, pretrained_cfg={"mean": 1}), "has mean 1, std ()")
     convolutions = write(name, model, folder, architecture="resnet18", model_args={})
     refused(convolutions, "ResNet of timm is not a list of layers with one attention each")
 

@@ -30,6 +30,7 @@ _INSTEAD = (
 _CLASSIFIER = re.compile(r"^(?:head|head_dist)\.")
 """What classifies is not built."""
 
+_PIXELS = ("mean", "std", "input_size")
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -44,9 +45,9 @@ def import_timm(where: str) -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another torch
         raise SetupError(
             f"{where}: models of timm need timm, which cannot be imported ({error})",
-            hint="pip install timm, and a torchvision that is built for your torch: timm imports "
-            "it, and has no plain place among this project's extras because no CPU build of it "
-            f"works beside the torch that they are tested with. Or {_INSTEAD}",
+            hint="pip install timm, and a torchvision that is built for your torch. No extra does "
+            "so, because timm imports torchvision, which has no CPU build that works beside the "
+            f"torch that this project is tested with. Or {_INSTEAD}",
         ) from None
 
 
@@ -65,14 +66,14 @@ class TimmConfig:
         timm = import_timm(where)
         self._where, self._found = where, found
         self.architecture = found.get("architecture")
-        self._pretrained = found.get("pretrained_cfg")
+        self._pretrained: dict[str, Any] = found.get("pretrained_cfg") or {}
         if not isinstance(self.architecture, str) or not timm.is_model(self.architecture):
             raise SetupError(
                 f"{where}: config.json has architecture {self.architecture!r}, which timm "
                 f"{timm.__version__} does not have",
                 hint="give a model that it has, or update it",
             )
-        if not isinstance(self._pretrained, dict):
+        if not self._pretrained:
             raise SetupError(
                 f"{where}: config.json has no pretrained_cfg, which says how pixels are normalised",
                 hint="give config.json as timm writes it to the hub",
@@ -100,7 +101,7 @@ class TimmConfig:
                 model = timm.create_model(
                     self.architecture,
                     pretrained=False,
-                    pretrained_cfg=dict(self._pretrained or {}),
+                    pretrained_cfg=dict(self._pretrained),
                     **{**self._found.get("model_args", {}), "num_classes": 0},
                 )
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
@@ -126,13 +127,12 @@ class TimmConfig:
     def _parts(self) -> "_Parts":
         with torch.device("meta"):
             model = self.create().timm
-        height, width = model.patch_embed.patch_size
         has_class = getattr(model, "cls_token", None) is not None
-        return _Parts((height, width), model.num_prefix_tokens, has_class)
+        return _Parts(model.patch_embed.patch_size, model.num_prefix_tokens, has_class)
 
     @property
-    def patch_size(self) -> tuple[int, int]:
-        """Height and width, pixels."""
+    def patch_size(self) -> int | tuple[int, int]:
+        """Pixels."""
         return self._parts.patch
 
     @property
@@ -152,23 +152,20 @@ class TimmConfig:
         Raises:
             SetupError: it does not say.
         """
-        found = self._pretrained or {}
-        mean, std, size = (found.get(name) for name in ("mean", "std", "input_size"))
-        if not all(isinstance(each, list) and len(each) == 3 for each in (mean, std, size)):
-            raise SetupError(
-                f"{self._where}: pretrained_cfg of config.json has mean {mean!r}, std {std!r} and "
-                f"input_size {size!r}, expected three numbers each",
-                hint="give config.json as timm writes it to the hub",
-            )
-        assert mean is not None
-        assert std is not None
-        assert size is not None
-        normalization = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+        mean, std, size = (self._pretrained.get(name, ()) for name in _PIXELS)
+        for values in (mean, std, size):
+            if not isinstance(values, list) or len(values) != 3:
+                raise SetupError(
+                    f"{self._where}: pretrained_cfg of config.json has mean {mean!r}, std {std!r} "
+                    f"and input_size {size!r}, expected three numbers each",
+                    hint="give config.json as timm writes it to the hub",
+                )
+        normalization = Normalization(tuple(mean), tuple(std))
         height, width = size[1:]
         return Preparation(width, normalization, self._steps(width) if height == width else ())
 
     def _steps(self, side: int) -> Steps:
-        found = self._pretrained or {}
+        found = self._pretrained
         filter_, mode = found.get("interpolation", "bicubic"), found.get("crop_mode", "center")
         resized = math.floor(side / found.get("crop_pct", 0.875))
         if filter_ in _INTERPOLATIONS and mode == "center":
@@ -180,7 +177,7 @@ class TimmConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    patch: tuple[int, int]
+    patch: int | tuple[int, int]
     prefix: int
     has_class: bool
 
