@@ -4,6 +4,7 @@ A process of its own, because timm imports torchvision, and where none is instal
 a stand-in takes its place: the models need nothing of it. Prints JSON: check -> what was wrong.
 """
 
+import contextlib
 import importlib
 import json
 import re
@@ -182,6 +183,17 @@ def check_keys(folder: Path) -> None:
     block = model.blocks[LAYERS - 2]
     keys = block.attn.qkv(block.norm1(states[LAYERS - 2])).unflatten(2, (3, HEADS, -1))[:, :, 1]
     close(found["keys"], block.attn.k_norm(keys)[:, 1:].detach())
+
+
+@check("by name")
+def check_name(folder: Path) -> None:
+    """``timm:NAME`` is ``timm/NAME``: a folder here, the hub's repository elsewhere."""
+    model, images = model_of("class token"), pixels(1, SIDE)
+    (folder / "timm").mkdir()
+    write("class token", model, folder / "timm" / "small.of_noise")
+    with contextlib.chdir(folder):
+        found = encode(encoder("timm:small.of_noise"), {"image": images})
+    close(found["features"], truth(model, images)[0][LAYERS - 1][:, 1:])
 
 
 @check("rows alone")

@@ -96,13 +96,13 @@ class TimmConfig:
             SetupError: timm does not build it of these options, or it is no plain transformer.
         """
         timm = import_timm(self._where)
+        ours = {"num_classes": 0, "pretrained": False, "checkpoint_path": None}
         try:
             with torch.random.fork_rng(devices=[]):
                 model = timm.create_model(
                     self.architecture,
-                    pretrained=False,
                     pretrained_cfg=dict(self._pretrained),
-                    **{**self._found.get("model_args", {}), "num_classes": 0},
+                    **{**(self._found.get("model_args") or {}), **ours},
                 )
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise SetupError(
@@ -202,6 +202,8 @@ class TimmModel(nn.Module):  # type: ignore[misc]
 
 def load(config: TimmConfig, tensors: Mapping[str, torch.Tensor], where: str) -> TimmModel:
     """Build the model of stored tensors, in float32 on the CPU.
+
+    Tensors of classifiers are left out.
 
     Raises:
         SetupError: tensors are missing, too many or of another shape.
