@@ -27,6 +27,8 @@ class TokenDataset(BatchDataset):
 
     A batch maps each field to a tensor [B, *shape] of the stored dtype, to a ``RaggedBatch`` where
     the length varies, or to a list of str or bytes. All of it is a copy; the shards stay mapped.
+    Small batches of local shards are copied several at a time, about a megabyte, and lie side by
+    side in it: whoever keeps one for long should clone it.
 
     The order. An epoch is one permutation of all samples, a pure function of the shards, ``seed``,
     ``shuffle`` and ``epoch``: of the whole (``EpochOrder``), or of blocks for data that is copied
