@@ -7,7 +7,7 @@ from pipeline.loader.packed import Packed
 from pipeline.loader.prefix import SampledPrefix
 from pipeline.loader.ragged import RaggedBatch
 from pipeline.loader.samples import Samples
-from pipeline.loader.unreduce import unreduce
+from pipeline.loader.unreduce import size_bias, unreduce
 from pipeline.loader.varlen import varlen
 from pipeline.loader.windows import Windows
 
@@ -22,6 +22,7 @@ __all__ = [
     "Source",
     "TokenDataset",
     "Windows",
+    "size_bias",
     "unreduce",
     "varlen",
 ]

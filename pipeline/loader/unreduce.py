@@ -12,6 +12,22 @@ from pipeline.errors import ContractError
 from pipeline.loader.ragged import RaggedBatch
 
 
+def size_bias(sizes: torch.Tensor) -> torch.Tensor:
+    """Return what proportional attention adds to the logits of every key: the log of its size.
+
+    So a row that stands for three tokens is attended to as the three would be (Bolya et al., "Token
+    Merging", section 3, "Tracking Token Size").
+
+    Args:
+        sizes: [B, K], as ``sizes.padded(0)`` gives ragged ones; 0 is padding.
+
+    Returns:
+        float32 [B, 1, 1, K], -inf for padding: the ``attn_mask`` of torch's
+        ``scaled_dot_product_attention``.
+    """
+    return sizes.float().log()[:, None, None, :]
+
+
 def unreduce(
     features: torch.Tensor | RaggedBatch,
     token_map: torch.Tensor | RaggedBatch,

@@ -6,7 +6,8 @@ import torch
 
 from operators.reducers.unreduce import unreduce as unreduce_one
 from pipeline.errors import ContractError
-from pipeline.loader import RaggedBatch, unreduce
+from pipeline.loader import RaggedBatch, size_bias, unreduce
+from tests.reducer_cases import golden
 
 TOKENS, CHANNELS = 7, 3
 
@@ -96,3 +97,22 @@ def test_no_rows_at_all() -> None:
 def test_fields_of_different_batches_are_refused() -> None:
     with pytest.raises(ContractError, match="features of 2 samples, token_map of 3"):
         unreduce(torch.zeros(2, 4, CHANNELS), torch.zeros(3, TOKENS))
+
+
+def test_proportional_attention_is_the_authors() -> None:
+    given, wanted = golden("tome", "proportional_attention")
+    for sizes, name in ((given["size"][..., 0], "y"), (torch.ones(2, 40), "y_without_size")):
+        projected = given["x"] @ given["qkv.weight"].T + given["qkv.bias"]
+        q, k, v = projected.reshape(2, 40, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        found = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=size_bias(sizes)
+        )
+        merged = found.transpose(1, 2).flatten(2) @ given["proj.weight"].T + given["proj.bias"]
+        torch.testing.assert_close(merged, wanted[name], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(k.mean(dim=1), wanted["metric"])
+
+
+def test_padding_gets_no_attention() -> None:
+    assert size_bias(torch.tensor([[3, 1, 0]])).tolist() == [
+        [[[pytest.approx(np.log(3)), 0.0, float("-inf")]]]
+    ]
