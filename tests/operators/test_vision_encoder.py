@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ from tests.encoder_models import (
 
 SIGNALS = ("attention", "cls_attention", "keys", "values")
 FAMILIES = pytest.mark.parametrize("model_type", MODELS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A worker has a fixed number of threads too: sums are cut between them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
