@@ -2,24 +2,23 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from operators.base import Column
-from pipeline.errors import ContractError, SetupError
+from pipeline.errors import ContractError
 from pipeline.loader.bad_shards import BadShard
 from pipeline.loader.batches import BatchDataset, Uneven
-from pipeline.loader.files import OnBadShard, ShardFiles
-from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
+from pipeline.loader.files import OnBadShard
+from pipeline.loader.opening import Opener
+from pipeline.loader.order import BlockShuffle, Ordering
 from pipeline.loader.prefetch import Prefetch, looks
 from pipeline.loader.samples import Samples
 from pipeline.loader.skipping import read_without
 from pipeline.loader.view import OpenView, ReadsBatches, View
-from pipeline.manifest import Manifest, open_data_set
-from pipeline.storage import Storage
+from pipeline.manifest import Manifest
 
 
 class TokenDataset(BatchDataset):
@@ -131,31 +130,22 @@ class TokenDataset(BatchDataset):
             uneven=uneven,
             dtypes=dtypes,
         )
-        if not isinstance(shuffle, bool | BlockShuffle):
-            raise ContractError(
-                f"shuffle={shuffle!r}, expected True, False or a BlockShuffle",
-                hint="shuffle=BlockShuffle(streams=8, block_items=8192), for example",
-            )
+        self._ordering = Ordering(seed, shuffle)
         if view is not None and fields is not None:
             raise ContractError("fields and view are both given", hint="view=Samples(fields=...)")
-        data_set = open_data_set(os.fspath(manifest_url), Storage(storage_options))
-        self._manifest = data_set.manifest
-        if self._manifest.random_weights and not allow_random_weights:
-            raise SetupError(
-                f"{data_set.uri}: its tokens were made with random weights and mean nothing",
-                hint="make them again with real weights, or pass allow_random_weights=True",
-            )
-        self._files = ShardFiles(
-            data_set,
-            cache_dir,
+        opener = Opener(
+            storage_options=storage_options,
+            cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             prefetch_shards=prefetch_shards,
-            verify=verify,
             on_bad_shard=on_bad_shard,
+            verify=verify,
+            allow_random_weights=allow_random_weights,
         )
+        data_set, self._files = opener.open(manifest_url)
+        self._manifest = data_set.manifest
         self._view: OpenView = (view or Samples(fields)).open(data_set, self._files)
-        self._seed, self._shuffle = seed, shuffle
-        self._order = self._order_of(epoch)
+        self._order = self._ordering.of(self._view, epoch)
 
     @property
     def manifest(self) -> Manifest:
@@ -182,7 +172,7 @@ class TokenDataset(BatchDataset):
 
     def _items(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         if epoch != self._order.epoch:
-            self._order = self._order_of(epoch)
+            self._order = self._ordering.of(self._view, epoch)
         return self._order.rows(positions)
 
     def _read(
@@ -205,19 +195,10 @@ class TokenDataset(BatchDataset):
         for columns in view.read_batches(items, self._batch_size, epoch):
             yield None, columns
 
-    def _order_of(self, epoch: int) -> EpochOrder | BlockOrder:
-        if isinstance(self._shuffle, BlockShuffle):
-            return BlockOrder(self._view.stops, self._seed, epoch, self._shuffle)
-        return EpochOrder(self.num_positions, self._seed, epoch, shuffle=self._shuffle)
-
     def _identity(self) -> Mapping[str, Any]:
-        shuffle = (
-            asdict(self._shuffle) if isinstance(self._shuffle, BlockShuffle) else self._shuffle
-        )
         return {
             "fingerprint": self._manifest.fingerprint,
             "index_sha256": self._manifest.index_sha256,
-            "seed": self._seed,
-            "shuffle": shuffle,
+            **self._ordering.identity(),
             **self._view.identity(),
         }

@@ -6,7 +6,7 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -18,18 +18,18 @@ from torch.utils.data import get_worker_info
 
 from operators.base import Column, FieldSpec, Ragged
 from operators.columns import concat, take
-from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError, SetupError
+from pipeline.errors import ContractError, FingerprintMismatchError, IntegrityError
 from pipeline.loader.bad_shards import BadShard
 from pipeline.loader.batches import BatchDataset, Uneven
 from pipeline.loader.files import OnBadShard, ShardFiles
-from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder
+from pipeline.loader.opening import Opener
+from pipeline.loader.order import BlockOrder, BlockShuffle, EpochOrder, Ordering
 from pipeline.loader.prefetch import Prefetch, in_looks
 from pipeline.loader.proportions import Proportions, whole_weights
 from pipeline.loader.samples import Samples
 from pipeline.loader.skipping import read_without
 from pipeline.loader.view import OpenView, View
-from pipeline.manifest import DataSet, Manifest, open_data_set
-from pipeline.storage import Storage
+from pipeline.manifest import DataSet, Manifest
 
 SOURCE = "source"
 """The field of a batch that says which source each item is of."""
@@ -173,38 +173,28 @@ class MixedDataset(BatchDataset):
             uneven=uneven,
             dtypes=dtypes,
         )
-        if not isinstance(shuffle, bool | BlockShuffle):
-            raise ContractError(
-                f"shuffle={shuffle!r}, expected True, False or a BlockShuffle",
-                hint="shuffle=BlockShuffle(streams=8, block_items=8192), for example",
-            )
+        self._ordering = Ordering(seed, shuffle)
         kinds = {source.share[0] == "weight" for source in sources}
         if len(kinds) != 1:
             raise ContractError(
                 "mixture: weights and budgets together" if kinds else "mixture: no source",
                 hint="give every source a weight, or every source a budget (tokens or epochs)",
             )
-        storage = Storage(storage_options)
+        opener = Opener(
+            storage_options=storage_options,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            prefetch_shards=prefetch_shards,
+            on_bad_shard=on_bad_shard,
+            verify=verify,
+            allow_random_weights=allow_random_weights,
+        )
         self._sources = []
         for source in sources:
-            data_set = open_data_set(os.fspath(source.url), storage)
-            if data_set.manifest.random_weights and not allow_random_weights:
-                raise SetupError(
-                    f"{data_set.uri}: its tokens were made with random weights and mean nothing",
-                    hint="make them again with real weights, or pass allow_random_weights=True",
-                )
-            files = ShardFiles(
-                data_set,
-                cache_dir,
-                cache_bytes=cache_bytes,
-                prefetch_shards=prefetch_shards,
-                verify=verify,
-                on_bad_shard=on_bad_shard,
-            )
+            data_set, files = opener.open(source.url)
             view = (source.view or Samples()).open(data_set, files)
             self._sources.append(_OpenSource(source, data_set, view, files))
         _check_that_they_mix(self._sources)
-        self._seed, self._shuffle = seed, shuffle
         self._sizes = np.array([source.view.num_items for source in self._sources], np.int64)
         self._orders: dict[int, EpochOrder | BlockOrder] = {}  # source -> that of its last epoch
         self._has_budgets = kinds == {False}
@@ -317,7 +307,7 @@ class MixedDataset(BatchDataset):
                     hint="keep every source with the same data and view; weight=0 pauses one",
                 )
             starts = [consumed.get(source.digest, 0) for source in self._sources]
-            order = {name: state.get(name) for name in self._order_identity()}
+            order = {name: state.get(name) for name in self._ordering.identity()}
             state = {**state, **self._identity(), **order, "position": 0}
         else:
             shares = {name: share for name, share in state.items() if name.startswith("share ")}
@@ -355,11 +345,7 @@ class MixedDataset(BatchDataset):
     def _order_of(self, source: int, epoch: int) -> EpochOrder | BlockOrder:
         order = self._orders.get(source)
         if order is None or order.epoch != epoch:
-            view = self._sources[source].view
-            if isinstance(self._shuffle, BlockShuffle):
-                order = BlockOrder(view.stops, self._seed, epoch, self._shuffle)
-            else:
-                order = EpochOrder(view.num_items, self._seed, epoch, shuffle=self._shuffle)
+            order = self._ordering.of(self._sources[source].view, epoch)
             self._orders[source] = order
         return order
 
@@ -416,17 +402,12 @@ class MixedDataset(BatchDataset):
             "num_sources": len(data),
             **{f"source {i} {name}": it for i, one in enumerate(data) for name, it in one.items()},
             **self._share_identity(),
-            **self._order_identity(),
+            **self._ordering.identity(),
         }
 
     def _share_identity(self) -> dict[str, Any]:
         kind = "budget of" if self._has_budgets else "weight of"
         return {f"share {i}": f"{kind} {share}" for i, share in enumerate(self._shares)}
-
-    def _order_identity(self) -> dict[str, Any]:
-        shuffle = self._shuffle
-        how = asdict(shuffle) if isinstance(shuffle, BlockShuffle) else shuffle
-        return {"seed": self._seed, "shuffle": how}
 
     def _differs(self, state: Mapping[str, Any]) -> bool:
         return any(state.get(name) != here for name, here in self._identity().items())

@@ -11,11 +11,13 @@ function. A value that lands at N or above is sent through again until it lands 
 walking: Black and Rogaway, 2002), on average less than twice.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ContractError
+from pipeline.loader.view import OpenView
 
 ROUNDS = 8
 """Part of the order, like the constants below: another number is another order."""
@@ -64,6 +66,44 @@ class BlockShuffle:
         for name, value in (("streams", self.streams), ("block_items", self.block_items)):
             if value < 1:
                 raise ContractError(f"BlockShuffle: {name}={value}, expected 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Ordering:
+    """What the orders of all epochs, of one data set or several, have in common.
+
+    Attributes:
+        seed: Any integer; taken modulo 2**64.
+        shuffle: True permutes the whole, a ``BlockShuffle`` blocks of it; False keeps items as they
+            are stored.
+
+    Raises:
+        ContractError: ``shuffle`` is neither.
+    """
+
+    seed: int
+    shuffle: bool | BlockShuffle
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shuffle, bool | BlockShuffle):
+            raise ContractError(
+                f"shuffle={self.shuffle!r}, expected True, False or a BlockShuffle",
+                hint="shuffle=BlockShuffle(streams=8, block_items=8192), for example",
+            )
+
+    def of(self, view: OpenView, epoch: int) -> "EpochOrder | BlockOrder":
+        """Return the order of a view's items in an epoch."""
+        if isinstance(self.shuffle, BlockShuffle):
+            return BlockOrder(view.stops, self.seed, epoch, self.shuffle)
+        return EpochOrder(view.num_items, self.seed, epoch, shuffle=self.shuffle)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same when a state is loaded, as JSON values."""
+        shuffle = self.shuffle
+        return {
+            "seed": self.seed,
+            "shuffle": asdict(shuffle) if isinstance(shuffle, BlockShuffle) else shuffle,
+        }
 
 
 class EpochOrder:
