@@ -6,8 +6,6 @@ from pydantic import Field
 
 from operators.reducers.base import (
     Keep,
-    Reducer,
-    ReducerConfig,
     Reduction,
     Tokens,
     cosine,
@@ -15,6 +13,7 @@ from operators.reducers.base import (
     share,
 )
 from operators.reducers.clustering import among
+from operators.reducers.key_metric import KeyMetricConfig, KeyMetricReducer
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 Linkage = Literal["single", "average", "complete"]
 
 
-class ATCConfig(ReducerConfig):
+class ATCConfig(KeyMetricConfig):
     """What a job may say about ATC."""
 
     name: Literal["atc"] = "atc"
@@ -34,13 +33,9 @@ class ATCConfig(ReducerConfig):
             "pairs, or their farthest (the authors choose by task)."
         ),
     ] = "average"
-    metric: Annotated[
-        Literal["keys", "features"],
-        Field(description="What is compared: keys averaged over the heads (the authors'), or not."),
-    ] = "keys"
 
 
-class ATC(Reducer[ATCConfig]):
+class ATC(KeyMetricReducer[ATCConfig]):
     """Merges the two nearest clusters until as many are left as wanted; means by size.
 
     Distances are 1 - cosine. As in the authors' code, sizes of an earlier reducer weigh the means
@@ -57,18 +52,13 @@ class ATC(Reducer[ATCConfig]):
     Config = ATCConfig
     paper = "arXiv:2409.11923"
 
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Keys, unless features are compared."""
-        return ("keys",) if self.config.metric == "keys" else ()
-
     def num_kept(self, num_tokens: int) -> int:
         """Return ``keep``, or its share of the tokens, cut to a whole number."""
         return share(self.config.keep, num_tokens, self.config.name, rounding=int)
 
     def reduce(self, tokens: Tokens) -> Reduction:
         """Build the trees and cut them."""
-        metric = tokens.signal("keys").float().mean(dim=2) if self.signals else tokens.features
+        metric = self.metric_of(tokens)
         distances = 1 - cosine(metric, metric)
         distances = (distances + distances.transpose(1, 2)) / 2  # so that a tie is one
         kept = self.num_kept(metric.shape[1])

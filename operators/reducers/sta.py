@@ -7,20 +7,19 @@ from pydantic import Field
 from operators.errors import ContractError
 from operators.reducers.base import (
     Keep,
-    Reducer,
-    ReducerConfig,
     Reduction,
     Tokens,
     cosine,
     select,
     share,
 )
+from operators.reducers.key_metric import KeyMetricConfig, KeyMetricReducer
 
 if TYPE_CHECKING:
     import torch
 
 
-class STAConfig(ReducerConfig):
+class STAConfig(KeyMetricConfig):
     """What a job may say about STA."""
 
     name: Literal["sta"] = "sta"
@@ -34,13 +33,9 @@ class STAConfig(ReducerConfig):
     reverse: Annotated[
         bool, Field(description="From the last slot to the first (the authors' second stage).")
     ] = False
-    metric: Annotated[
-        Literal["keys", "features"],
-        Field(description="What is compared: keys averaged over the heads (the authors'), or not."),
-    ] = "keys"
 
 
-class STA(Reducer[STAConfig]):
+class STA(KeyMetricReducer[STAConfig]):
     """Keeps tokens of each time slot that little of the slots before leads to, or that say much.
 
     Reads all frames of a video, [T, N, C], or the tokens that an earlier ``sta`` left, [K, C], with
@@ -68,11 +63,6 @@ class STA(Reducer[STAConfig]):
         """Padding has no place in a video."""
         return True
 
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Keys, unless features are compared."""
-        return ("keys",) if self.config.metric == "keys" else ()
-
     def num_kept(self, num_tokens: int) -> int:
         """Return what all slots keep.
 
@@ -86,7 +76,7 @@ class STA(Reducer[STAConfig]):
         """Go through the slots."""
         import torch
 
-        metric = tokens.signal("keys").float().mean(dim=2) if self.signals else tokens.features
+        metric = self.metric_of(tokens)
         num = metric.shape[1]
         slots = self._slots(num)
         kept, of_slot = self.num_kept(num) // slots, num // slots

@@ -8,8 +8,6 @@ from pydantic import Field
 from operators.errors import ContractError
 from operators.reducers.base import (
     Keep,
-    Reducer,
-    ReducerConfig,
     Reduction,
     Tokens,
     cosine,
@@ -18,13 +16,14 @@ from operators.reducers.base import (
     sum_by_map,
     top_k,
 )
+from operators.reducers.key_metric import KeyMetricConfig, KeyMetricReducer
 from operators.reducers.tome import match
 
 if TYPE_CHECKING:
     import torch
 
 
-class TESTAConfig(ReducerConfig):
+class TESTAConfig(KeyMetricConfig):
     """What a job may say about TESTA."""
 
     name: Literal["testa"] = "testa"
@@ -34,13 +33,9 @@ class TESTAConfig(ReducerConfig):
     tokens: Annotated[
         Keep, Field(description="Tokens that are left of each frame, or their share, likewise.")
     ] = 0.5
-    metric: Annotated[
-        Literal["keys", "features"],
-        Field(description="What is compared: keys averaged over the heads (the authors'), or not."),
-    ] = "keys"
 
 
-class TESTA(Reducer[TESTAConfig]):
+class TESTA(KeyMetricReducer[TESTAConfig]):
     """Merges whole frames first, then the tokens of each of what is left, by bipartite matching.
 
     Reads all frames of a video, [T, N, C]. Frames: each even frame is matched with an odd one, by
@@ -69,11 +64,6 @@ class TESTA(Reducer[TESTAConfig]):
         """Padding has no place in a video."""
         return True
 
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Keys, unless features are compared."""
-        return ("keys",) if self.config.metric == "keys" else ()
-
     def num_kept(self, num_tokens: int) -> int:
         """Return the frames times the tokens that are left.
 
@@ -87,7 +77,7 @@ class TESTA(Reducer[TESTAConfig]):
         """Merge frames, then tokens."""
         import torch
 
-        metric = tokens.signal("keys").float().mean(dim=2) if self.signals else tokens.features
+        metric = self.metric_of(tokens)
         count, num = metric.shape[:2]
         frames = self.joint_crops or 1
         of_frame = num // frames

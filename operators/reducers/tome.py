@@ -7,8 +7,6 @@ from pydantic import Field
 from operators.errors import ContractError
 from operators.reducers.base import (
     Keep,
-    Reducer,
-    ReducerConfig,
     Reduction,
     Tokens,
     cosine,
@@ -16,12 +14,13 @@ from operators.reducers.base import (
     share,
     top_k,
 )
+from operators.reducers.key_metric import KeyMetricConfig, KeyMetricReducer
 
 if TYPE_CHECKING:
     import torch
 
 
-class ToMeConfig(ReducerConfig):
+class ToMeConfig(KeyMetricConfig):
     """What a job may say about ToMe."""
 
     name: Literal["tome"] = "tome"
@@ -29,13 +28,9 @@ class ToMeConfig(ReducerConfig):
         Keep,
         Field(description="Tokens that are left, or their share; one call at most halves them."),
     ] = 0.5
-    metric: Annotated[
-        Literal["keys", "features"],
-        Field(description="What is compared: keys averaged over the heads (the authors'), or not."),
-    ] = "keys"
 
 
-class ToMe(Reducer[ToMeConfig]):
+class ToMe(KeyMetricReducer[ToMeConfig]):
     """Merges the most alike tokens of even and odd positions, weighted by size.
 
     Every even token is matched with the odd one that is most alike by cosine; the best matches are
@@ -51,11 +46,6 @@ class ToMe(Reducer[ToMeConfig]):
 
     Config = ToMeConfig
     paper = "arXiv:2210.09461"
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Keys, unless features are compared."""
-        return ("keys",) if self.config.metric == "keys" else ()
 
     def num_kept(self, num_tokens: int) -> int:
         """Return ``keep``, or its share of the tokens; at least half of them.
@@ -74,7 +64,7 @@ class ToMe(Reducer[ToMeConfig]):
 
     def reduce(self, tokens: Tokens) -> Reduction:
         """Match and merge."""
-        keys = tokens.signal("keys").float().mean(dim=2) if self.signals else tokens.features
+        keys = self.metric_of(tokens)
         num = keys.shape[1]
         kept = self.num_kept(num)
         token_map = match(keys, num - kept, tokens)

@@ -5,23 +5,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from operators.errors import ContractError
-from operators.reducers.base import Reducer, ReducerConfig, Reduction, Tokens, cosine, merge
+from operators.reducers.base import Reduction, Tokens, cosine, merge
+from operators.reducers.key_metric import KeyMetricConfig, KeyMetricReducer
 
 
-class ToMeStrideConfig(ReducerConfig):
+class ToMeStrideConfig(KeyMetricConfig):
     """What a job may say about ToMe with a stride."""
 
     name: Literal["tome_stride"] = "tome_stride"
     stride: Annotated[
         int, Field(ge=2, description="One of so many tokens is left, the last of each run.")
     ] = 4
-    metric: Annotated[
-        Literal["keys", "features"],
-        Field(description="What is compared: keys averaged over the heads (the authors'), or not."),
-    ] = "keys"
 
 
-class ToMeStride(Reducer[ToMeStrideConfig]):
+class ToMeStride(KeyMetricReducer[ToMeStrideConfig]):
     """Merges every token into the most alike of the last ones of each run of ``stride`` tokens.
 
     Alike is by cosine, over the whole image; averages are weighted by size. Rows: as read. Tokens
@@ -33,11 +30,6 @@ class ToMeStride(Reducer[ToMeStrideConfig]):
 
     Config = ToMeStrideConfig
     paper = "arXiv:2210.09461"
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Keys, unless features are compared."""
-        return ("keys",) if self.config.metric == "keys" else ()
 
     def num_kept(self, num_tokens: int) -> int:
         """Return the number of whole runs.
@@ -57,7 +49,7 @@ class ToMeStride(Reducer[ToMeStrideConfig]):
         """Match and merge."""
         import torch
 
-        keys = tokens.signal("keys").float().mean(dim=2) if self.signals else tokens.features
+        keys = self.metric_of(tokens)
         stride, kept = self.config.stride, self.num_kept(keys.shape[1])
         whole = kept * stride
         alike = cosine(keys[:, :whole], keys[:, stride - 1 : whole : stride])
