@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from operators.keyed_draws import draws_of_keys
 from operators.reducers.base import Reduction, Tokens
-from operators.sequence.keyed_draws import draws_of_keys
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from operators.base import FieldSpec
+from operators.keyed_draws import draws_of_keys
 from operators.reducers.base import Keep, Reducer, ReducerConfig, Reduction, Tokens, select, share
 from operators.reducers.clustering import names_of
-from operators.sequence.keyed_draws import draws_of_keys
+from operators.splitmix import STEP, mixed
 
 
 class RandomTokensConfig(ReducerConfig):
@@ -59,8 +60,4 @@ def numbers_of(seed: int, names: pa.Array, num: int) -> np.ndarray:
     """Return uint64 [B, num], independent of one another."""
     draws = draws_of_keys(seed, "random_tokens", names)
     states = (draws[:, :1] * 2.0**53).astype(np.uint64)
-    numbers = states + np.arange(1, num + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: np.ndarray = numbers ^ (numbers >> np.uint64(31))
-    return found
+    return mixed(states + np.arange(1, num + 1, dtype=np.uint64) * np.uint64(STEP))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, smallest_uint
 from operators.columns import take_batch
 from operators.errors import ContractError, RowErrors, SampleError
-from operators.sequence.keyed_draws import draws_of_keys
+from operators.keyed_draws import draws_of_keys
 from operators.sequence.segments import SegmentPool, rows_of_matrix
 from operators.sequence.vocabulary import ID_DTYPES
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged
 from operators.columns import take_batch
 from operators.errors import RowErrors, SampleError
-from operators.sequence.keyed_draws import draws_of_keys
+from operators.keyed_draws import draws_of_keys
 from operators.sequence.segments import SegmentPool, rows_of_matrix
 from operators.text.text_column import check_no_nulls, text_of_bytes, utf8_bytes
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from operators.base import Batch, FieldSpec, Operator, OperatorConfig, Ragged, smallest_uint
 from operators.columns import num_rows, take_batch
 from operators.errors import ContractError, RowErrors, SampleError
-from operators.sequence.keyed_draws import draws_of_keys
+from operators.keyed_draws import draws_of_keys
 from operators.sequence.segments import SegmentPool, Units, once, picks_in_turn, units_of
 from operators.sequence.vocabulary import (
     ANY_INTEGERS,

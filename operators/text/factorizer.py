@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from operators.base import Batch, FieldSpec, Operator, Ragged
 from operators.columns import take
 from operators.errors import SetupError
+from operators.keyed_draws import seeds_of_keys
 from operators.text.chunks import check_texts, cut_after
-from operators.text.key_seeds import seeds_of_keys
 from operators.text.method_file import (
     FoundFile,
     MethodFileConfig,

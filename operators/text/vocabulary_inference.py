@@ -15,13 +15,13 @@ from operators.base import Batch, FieldSpec, Operator, Ragged, TokenPieces, smal
 from operators.columns import take
 from operators.errors import ContractError, RowErrors, SampleError, SetupError
 from operators.extras import import_extra
+from operators.keyed_draws import seeds_of_keys
 from operators.text.chunks import (
     MAX_REMEMBERED_CHARACTERS,
     MAX_REMEMBERED_CHUNKS,
     check_texts,
 )
 from operators.text.document_ends import add_ends
-from operators.text.key_seeds import seeds_of_keys
 from operators.text.method_file import (
     FoundFile,
     MethodFileConfig,

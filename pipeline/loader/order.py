@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from operators.splitmix import MIX_1, MIX_2, STEP, mixed
 from pipeline.errors import ContractError
 from pipeline.loader.view import OpenView
 
 ROUNDS = 8
-"""Part of the order, like the constants below: another number is another order."""
+"""Part of the order, like the constants of SplitMix64: another number is another order."""
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 _MIN_BITS = 6  # below it a network has too few different permutations
 
@@ -125,7 +124,7 @@ class EpochOrder:
         self._num_samples = num_samples
         self._shuffle = shuffle
         key = _epoch_key(seed, epoch)
-        keys = [_mix_int(key + (i + 1) * _GOLDEN) for i in range(ROUNDS)]
+        keys = [_mix_int(key + (i + 1) * STEP) for i in range(ROUNDS)]
         self._keys_R1 = np.array(keys, np.uint64)[:, None]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
@@ -180,7 +179,7 @@ class BlockOrder:
         start += block * self._block_items
         items = self._stream_items + (stream < self._longer_streams)
         size = np.minimum(items - block * self._block_items, self._block_items)
-        key = _mix(_mix(self._key ^ stream.astype(np.uint64)) ^ block.astype(np.uint64))
+        key = mixed(mixed(self._key ^ stream.astype(np.uint64)) ^ block.astype(np.uint64))
         # Full blocks and the last ones, which have one of two sizes, as streams have.
         for num in {self._block_items, *(self._last_block(more) for more in (0, 1))}:
             chosen = np.flatnonzero(size == num)
@@ -196,8 +195,8 @@ class BlockOrder:
 
 def random_bits(seed: int, epoch: int, items: np.ndarray) -> np.ndarray:
     """Return uint64 [K], evenly spread: a pure function of seed, epoch and each of int64 [K]."""
-    key = np.uint64(_mix_int(_epoch_key(seed, epoch) + _GOLDEN))
-    return _mix(_mix(items.astype(np.uint64) + key) ^ key)
+    key = np.uint64(_mix_int(_epoch_key(seed, epoch) + STEP))
+    return mixed(mixed(items.astype(np.uint64) + key) ^ key)
 
 
 def _epoch_key(seed: int, epoch: int) -> int:
@@ -206,7 +205,7 @@ def _epoch_key(seed: int, epoch: int) -> int:
 
 def _round_keys(keys: np.ndarray) -> np.ndarray:
     """Return uint64 [ROUNDS, K] for keys that are well mixed already."""
-    steps = [(i + 1) * _GOLDEN & _MASK for i in range(ROUNDS)]
+    steps = [(i + 1) * STEP & _MASK for i in range(ROUNDS)]
     return keys + np.array(steps, np.uint64)[:, None]
 
 
@@ -233,25 +232,15 @@ def _encrypt(values: np.ndarray, bits: int, keys_RK: np.ndarray) -> np.ndarray:
     high, low = values >> num_low, values & np.uint64((1 << int(num_low)) - 1)
     for i, keys in enumerate(keys_RK):
         if i % 2 == 0:
-            high ^= _mix(low + keys) >> np.uint64(64 - num_high)
+            high ^= mixed(low + keys) >> np.uint64(64 - num_high)
         else:
-            low ^= _mix(high + keys) >> np.uint64(64 - num_low)
+            low ^= mixed(high + keys) >> np.uint64(64 - num_low)
     return (high << num_low) | low
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Return the SplitMix64 finalizer of every value; arrays of uint64 wrap around."""
-    x = x ^ (x >> np.uint64(30))
-    x *= np.uint64(_MIX_1)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(_MIX_2)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def _mix_int(x: int) -> int:
     """Return the SplitMix64 finalizer of one value."""
     x &= _MASK
-    x = ((x ^ (x >> 30)) * _MIX_1) & _MASK
-    x = ((x ^ (x >> 27)) * _MIX_2) & _MASK
+    x = ((x ^ (x >> 30)) * MIX_1) & _MASK
+    x = ((x ^ (x >> 27)) * MIX_2) & _MASK
     return x ^ (x >> 31)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from ruamel.yaml import YAML
 
-from operators.sequence.keyed_draws import draws_of_keys
+from operators.keyed_draws import draws_of_keys
 from pipeline.loader import TokenDataset
 from pipeline.manifest import open_data_set
 from pipeline.storage import Storage

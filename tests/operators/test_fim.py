@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from operators.base import FieldSpec, Invertible, Ragged
 from operators.errors import ContractError, RowErrors
+from operators.keyed_draws import draws_of_keys
 from operators.sequence.fim import Fim, FimConfig
-from operators.sequence.keyed_draws import draws_of_keys
 from operators.testing import assert_operator_contract
 from tests.ragged_rows import Rows, ragged, rows_of, texts
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from operators.errors import ContractError, RowErrors
+from operators.keyed_draws import draws_of_keys
 from operators.sequence.fim_text import FimText, FimTextConfig
-from operators.sequence.keyed_draws import draws_of_keys
 from operators.testing import assert_operator_contract
 from tests.ragged_rows import texts
 

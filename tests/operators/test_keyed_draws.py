@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from operators.sequence.keyed_draws import draws_of_keys
+from operators.keyed_draws import draws_of_keys
 from tests.ragged_rows import texts
 
 

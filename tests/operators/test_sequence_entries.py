@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from operators.base import Batch, FieldSpec, Ragged
 from operators.errors import ContractError, RowErrors
-from operators.sequence.keyed_draws import draws_of_keys
+from operators.keyed_draws import draws_of_keys
 from operators.sequence.sequence import Sequence, SequenceConfig
 from operators.testing import assert_operator_contract
 from tests.ragged_rows import Rows, ragged, rows_of, texts
