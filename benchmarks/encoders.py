@@ -9,8 +9,8 @@ All on ready batches, one after another in every round, float32 or bfloat16 thro
 - eager: transformers' model with eager attention and ``output_attentions``, which is how maps are
   had otherwise.
 
-    python benchmarks/encoders.py
-    python benchmarks/encoders.py siglip_so400m_14_384 --device cuda --dtype bfloat16 --batch 64
+    python -m benchmarks.encoders
+    python -m benchmarks.encoders siglip_so400m_14_384 --device cuda --dtype bfloat16 --batch 64
 """
 
 import argparse

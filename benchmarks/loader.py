@@ -12,8 +12,8 @@ processes: it hardly changes when others use the cores. Ratios by the clock are 
 
 The raw memory map is what a good user would write by hand: see ``raw_*``.
 
-    python benchmarks/loader.py --tokens 128             # millions
-    python benchmarks/loader.py --tokens 8 --rounds 2 --only tokenmill
+    python -m benchmarks.loader --tokens 128             # millions
+    python -m benchmarks.loader --tokens 8 --rounds 2 --only tokenmill
 
 Peers are measured where they are installed and named where not. mosaicml-streaming and litdata ask
 for torchvision, which nothing here uses, so they go without their dependencies into an environment
@@ -35,16 +35,13 @@ import os
 import platform
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -53,6 +50,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from benchmarks.peers import stand_in_torchvision
 from operators.base import FieldSpec, Ragged
 from pipeline.export import ExportSettings
 from pipeline.exporting import export
@@ -583,26 +581,6 @@ def with_workers(batches: Any, workers: int) -> DataLoader:
     return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=True)
 
 
-def stand_in_torchvision() -> None:
-    """Let packages import torchvision, of which text needs nothing, where it is not installed."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-
-        class StandIn(ModuleType):
-            __path__ = []  # noqa: RUF012 - a package has one
-
-            def __getattr__(self, name: str) -> Any:
-                if name.startswith("__"):
-                    raise AttributeError(name)
-                return type(name, (), {})
-
-        parts = ("", ".io", ".datasets", ".transforms", ".transforms.functional")
-        for name in [f"torchvision{part}" for part in parts]:
-            sys.modules[name] = StandIn(name)
-            sys.modules[name].__spec__ = ModuleSpec(name, None)
-
-
 # The corpus
 
 
@@ -700,6 +678,13 @@ DOCUMENTS = "raw, documents"
 PLAIN, PLAIN_SHUFFLED = "numpy.memmap, in order", "nanoGPT's loop"
 WINDOWS = Windows(FIELD, LENGTH, last="drop")  # the corpus is a whole number of windows
 
+READERS: tuple[tuple[str, Callable[..., Open]], ...] = (
+    ("litdata", litdata),
+    ("mds", mds),
+    ("datasets", hugging_face),
+    ("webdataset", webdataset),
+    ("datatrove", datatrove),
+)
 CASES = [
     Case(IN_ORDER, raw_in_order, digest="order"),
     Case(SHUFFLED, raw_shuffled),
@@ -724,34 +709,12 @@ CASES = [
         SHUFFLED,
         "ids",
     ),
-    *(
-        Case(f"{name} in order", opened(), IN_ORDER, "order")
-        for name, opened in (
-            ("litdata", litdata),
-            ("mds", mds),
-            ("datasets", hugging_face),
-            ("webdataset", webdataset),
-            ("datatrove", datatrove),
-        )
-    ),
-    *(
-        Case(f"{name} shuffled", opened(shuffle=True), SHUFFLED)
-        for name, opened in (
-            ("litdata", litdata),
-            ("mds", mds),
-            ("datasets", hugging_face),
-            ("webdataset", webdataset),
-            ("datatrove", datatrove),
-        )
-    ),
+    *(Case(f"{name} in order", opened(), IN_ORDER, "order") for name, opened in READERS),
+    *(Case(f"{name} shuffled", opened(shuffle=True), SHUFFLED) for name, opened in READERS),
     *(
         Case(f"{name} one at a time", opened(single=True), SINGLE)
-        for name, opened in (
-            ("litdata", litdata),
-            ("mds", mds),
-            ("datasets", hugging_face),
-            ("datatrove", datatrove),
-        )
+        for name, opened in READERS
+        if name != "webdataset"  # a tar is read from front to back
     ),
     Case(
         "raw, two workers",
@@ -769,13 +732,7 @@ CASES = [
     ),
     *(
         Case(f"{name} in order, two workers", opened(workers=WORKERS), IN_ORDER, workers=True)
-        for name, opened in (
-            ("litdata", litdata),
-            ("mds", mds),
-            ("datasets", hugging_face),
-            ("webdataset", webdataset),
-            ("datatrove", datatrove),
-        )
+        for name, opened in READERS
     ),
 ]
 

@@ -11,8 +11,8 @@ The plain loop is what a careful user would write for two processes with the fas
 being hundreds of times slower, they are given the first files of the corpus. CPU seconds are those
 of all processes of a case while it works: where others use the cores too, they say more.
 
-    python benchmarks/text_peers.py --peers-python PEERS/bin/python
-    python benchmarks/text_peers.py --rounds 3                 # without peers
+    python -m benchmarks.text_peers --peers-python PEERS/bin/python
+    python -m benchmarks.text_peers --rounds 3                 # without peers
 
 Peers want an environment of their own. mosaicml-streaming and litdata ask for torchvision, whose
 wheel fails at import beside a CPU torch and which nothing here uses:
@@ -42,14 +42,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
+
+from benchmarks.peers import stand_in_torchvision
 
 PROCESSES = 2
 NUM_FILES = 16
@@ -154,13 +154,17 @@ def check_digests(whole: Sequence[Figures], parts: Sequence[Figures], corpus: Pa
 
 def child(python: str, case: str, corpus: Path, files: int) -> Figures:
     """Measure in a fresh process, so that nothing is warm that should not be."""
-    command = [python, __file__, "--child", case, str(corpus), str(files)]
+    module = "benchmarks.text_peers"
+    command = [python, "-m", module, "--child", case, str(corpus.resolve()), str(files)]
     environment = {
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=root
+    )
     if done.returncode:
         sys.exit(f"{case}: {done.stderr}")
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -517,26 +521,6 @@ def run_ray_data(corpus: Path, paths: Sequence[Path], output: Path) -> Figures:
                 yield np.asarray(row, np.uint16)
 
     return work.figures(documents())
-
-
-def stand_in_torchvision() -> None:
-    """Let packages import torchvision, of which text needs nothing, where it is not installed."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-
-        class StandIn(ModuleType):
-            __path__ = []  # noqa: RUF012 - a package has one
-
-            def __getattr__(self, name: str) -> Any:
-                if name.startswith("__"):
-                    raise AttributeError(name)
-                return type(name, (), {})
-
-        parts = ("", ".io", ".datasets", ".transforms", ".transforms.functional")
-        for name in [f"torchvision{part}" for part in parts]:
-            sys.modules[name] = StandIn(name)
-            sys.modules[name].__spec__ = ModuleSpec(name, None)
 
 
 # The corpus

@@ -47,7 +47,7 @@ print([each for row in data for each in row.tolist()])
         "streaming",
         """
 import sys
-from benchmarks.loader import stand_in_torchvision
+from benchmarks.peers import stand_in_torchvision
 stand_in_torchvision()
 from streaming import StreamingDataset
 data = StreamingDataset(local=sys.argv[1], batch_size=1, shuffle=False, num_canonical_nodes=1)
